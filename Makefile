@@ -1,0 +1,37 @@
+# Every target builds .venv first, or refreshes it when the dependencies have changed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+# Written only after pip has succeeded, so that an interrupted set-up is done again.
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-fast check lab bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) pip install -q -c constraints.txt -e '.[lab,test,dev]'
+	@touch $@
+
+demo: setup
+	@$(RUN) llama_probe.cli pull smollm2-135m-instruct
+	@$(RUN) llama_probe.cli demo
+
+test: setup
+	@$(RUN) pytest
+
+test-fast: setup
+	@$(RUN) pytest -m 'not slow'
+
+check: setup
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) pyright
+
+lab: setup
+	@$(RUN) jupyterlab
+
+bench: setup
+	@$(RUN) benchmarks

@@ -1,0 +1,95 @@
+"""Look inside Llama-family models: every quantity named, every name editable.
+
+Importing this package loads neither torch nor transformers: each public name is fetched from its
+module when it is first asked for (PEP 562).
+
+>>> import llama_probe as lp
+>>> lp.act_name("resid_post", 3)
+'blocks.3.hook_resid_post'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_probe import plots as plots
+    from llama_probe.checkpoints.load import from_transformers as from_transformers
+    from llama_probe.checkpoints.load import load as load
+    from llama_probe.checkpoints.save import save as save
+    from llama_probe.errors import CheckpointError as CheckpointError
+    from llama_probe.errors import ConfigError as ConfigError
+    from llama_probe.errors import DownloadError as DownloadError
+    from llama_probe.errors import HookNameError as HookNameError
+    from llama_probe.errors import InputError as InputError
+    from llama_probe.errors import LlamaProbeError as LlamaProbeError
+    from llama_probe.errors import UnknownNameError as UnknownNameError
+    from llama_probe.hooks import ActivationCache as ActivationCache
+    from llama_probe.hooks import act_name as act_name
+    from llama_probe.lens import direct_logit_attribution as direct_logit_attribution
+    from llama_probe.lens import logit_lens as logit_lens
+    from llama_probe.model.config import LlamaConfig as LlamaConfig
+    from llama_probe.model.llama import Llama as Llama
+    from llama_probe.patching import logit_diff as logit_diff
+    from llama_probe.patching import patch as patch
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it; a module stands for itself.
+_HOME = {
+    "ActivationCache": "llama_probe.hooks",
+    "CheckpointError": "llama_probe.errors",
+    "ConfigError": "llama_probe.errors",
+    "DownloadError": "llama_probe.errors",
+    "HookNameError": "llama_probe.errors",
+    "InputError": "llama_probe.errors",
+    "Llama": "llama_probe.model.llama",
+    "LlamaConfig": "llama_probe.model.config",
+    "LlamaProbeError": "llama_probe.errors",
+    "UnknownNameError": "llama_probe.errors",
+    "act_name": "llama_probe.hooks",
+    "direct_logit_attribution": "llama_probe.lens",
+    "from_transformers": "llama_probe.checkpoints.load",
+    "load": "llama_probe.checkpoints.load",
+    "logit_diff": "llama_probe.patching",
+    "logit_lens": "llama_probe.lens",
+    "patch": "llama_probe.patching",
+    "plots": "llama_probe.plots",
+    "save": "llama_probe.checkpoints.save",
+}
+
+__all__ = [
+    "ActivationCache",
+    "CheckpointError",
+    "ConfigError",
+    "DownloadError",
+    "HookNameError",
+    "InputError",
+    "Llama",
+    "LlamaConfig",
+    "LlamaProbeError",
+    "UnknownNameError",
+    "__version__",
+    "act_name",
+    "direct_logit_attribution",
+    "from_transformers",
+    "load",
+    "logit_diff",
+    "logit_lens",
+    "patch",
+    "plots",
+    "save",
+]
+
+# Hidden from type checkers, which would otherwise accept any attribute of the package.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'llama_probe' has no attribute {name!r}")
+        module = import_module(_HOME[name])
+        value = module if _HOME[name] == f"{__name__}.{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,96 @@
+"""The command line, `llama-probe`.
+
+Whatever takes long to import is imported inside the command that needs it, so that `--help`
+answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_probe.errors import LlamaProbeError
+
+app = typer.Typer(
+    name="llama-probe",
+    help="Look inside Llama-family models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; an error of the package ends it with one sentence and code 1."""
+    try:
+        app()
+    except LlamaProbeError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from llama_probe import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option(help="A catalogue name, a folder, a GGUF file or a hub name.")
+    ] = "smollm2-135m-instruct",
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path(
+        "llama-probe-demo.html"
+    ),
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the report in a browser.")
+    ] = False,
+) -> None:
+    """Look into one prompt and write an interactive report about it."""
+    from llama_probe.runner.demo import run_demo
+
+    report = run_demo(model, out).resolve()
+    typer.echo(f"Report: {report}")
+    if open_:
+        typer.launch(report.as_uri())
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be had by name."""
+    from llama_probe.checkpoints import catalogue
+
+    for name in catalogue.names():
+        entry = catalogue.entry(name)
+        typer.echo(f"{name}: {entry.summary}, {entry.size / 1e6:.0f} MB, {entry.licence}")
+        typer.echo(f"  {catalogue.path_of(name) or f'not on disk: llama-probe pull {name}'}")
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="A name that `models` lists.")]) -> None:
+    """Fetch a model, check it and keep it on disk."""
+    from llama_probe.checkpoints import catalogue
+
+    typer.echo(catalogue.pull(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Fixtures that several files share. What they return is read-only."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from llama_probe.checkpoints import catalogue
+from llama_probe.errors import DownloadError
+
+if TYPE_CHECKING:
+    from llama_probe import Llama
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip a test for want of something; on CI, where it must be there, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data that lies beside the repository where it is developed."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no reference data: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2."""
+    try:
+        return catalogue.pull("smollm2-135m-instruct", progress=False)
+    except DownloadError as error:
+        lacking(f"SmolLM2 could not be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> "Llama":
+    """SmolLM2 in float32."""
+    import llama_probe as lp
+
+    return lp.load(str(smollm2_path), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium to drive headless."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if (found := shutil.which(name)) is not None:
+            return found
+    lacking("no Chromium: install Debian's package chromium")

