@@ -1,4 +1,4 @@
-"""The package's own exceptions: each message says what was wrong, where, and what would be right."""
+"""The exceptions of this package: each says what was wrong, where, and what would be right."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -41,8 +41,8 @@ _COMMON = frozenset(
 _DEFAULT_THETA = {"mixtral": 1e6, "llama4_text": 5e5}
 _WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 _SPARSE = (
-    "decoder_sparse_step moe_intermediate_size num_experts_per_tok num_experts norm_topk_prob "
-    "mlp_only_layers"
+    "decoder_sparse_step moe_intermediate_size num_experts_per_tok num_experts num_local_experts "
+    "norm_topk_prob mlp_only_layers"
 ).split()
 
 
@@ -264,7 +264,7 @@ def _sparse(keys: _Keys, d_shared: int = 0, shared_gate: bool = False) -> dict[s
     dense = keys("mlp_only_layers", [])
     return {
         "moe": MoeConfig(
-            n_experts=keys("num_experts"),
+            n_experts=keys("num_experts", 0) or keys("num_local_experts"),
             top_k=keys("num_experts_per_tok"),
             d_expert=keys("moe_intermediate_size"),
             rule="softmax",

@@ -1,0 +1,328 @@
+"""Naming, reading and editing the quantities of a model: the one seam to TransformerLens.
+
+A hook is a function `fn(tensor, hook)` at a named `HookPoint`; what it returns replaces the tensor,
+and returning None leaves it as it is. What this module adds to TransformerLens' classes:
+
+1. Names may be globs (`"blocks.*.hook_resid_post"`), and a name that matches nothing is an error
+   that gives the near ones.
+2. A hook works on its own copy of the tensor, so one that edits in place changes neither what was
+   cached nor what the caller passed in.
+3. What a hook returns must have the shape of what it was given.
+4. `run_with_cache` returns an `ActivationCache`, and `pos_slice` cuts the position axis whatever
+   the hook. Without a filter it leaves out the hooks that multiply memory (`OPT_IN`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformer_lens import ActivationCache as _ActivationCache
+from transformer_lens.hook_points import HookPoint as _HookPoint
+from transformer_lens.hook_points import LensHandle
+from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities import Slice, get_act_name
+
+from llama_probe.errors import HookNameError, InputError, near
+
+Hook = Callable[..., Any]
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+# The ends of the names of hooks that multiply memory: computed when listened to, and cached only
+# when asked for.
+OPT_IN = (
+    "attn.hook_q_input",
+    "attn.hook_k_input",
+    "attn.hook_v_input",
+    "attn.hook_result",
+    "mlp.hook_expert_pre",
+    "mlp.hook_expert_pre_linear",
+    "mlp.hook_expert_post",
+    "mlp.hook_expert_out",
+)
+_MLP_WORDS = ("pre", "pre_linear", "post", "router_logits", "expert_", "shared_")
+_ATTENTION_WORDS = ("q_input", "k_input", "v_input")
+
+
+def act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
+    """The full name of a hook from its short one, as TransformerLens' `get_act_name`.
+
+    Args:
+        name: The word after `hook_`; a full name comes back unchanged.
+        layer: The block, or "*" for all of them.
+        layer_type: "ln1", "ln2", "attn" or "mlp", where the word alone does not say it.
+
+    >>> act_name("resid_post", 3), act_name("pattern", 0), act_name("expert_out", "*")
+    ('blocks.3.hook_resid_post', 'blocks.0.attn.hook_pattern', 'blocks.*.mlp.hook_expert_out')
+    """
+    if layer is not None and layer_type is None:
+        if name.startswith(_MLP_WORDS):
+            layer_type = "mlp"
+        elif name in _ATTENTION_WORDS:
+            layer_type = "attn"
+    return get_act_name(name, layer, layer_type)
+
+
+def match_names(wanted: NamesFilter, names: Iterable[str]) -> list[str]:
+    """The hook names that a filter means, in the model's order.
+
+    Args:
+        wanted: A name, a glob, a sequence of these, a function of a name, or None for all names
+            but those that multiply memory.
+        names: The names that there are.
+
+    Raises:
+        HookNameError: A name, a glob or the function matches nothing.
+
+    >>> match_names("blocks.*.hook_z", ["blocks.0.hook_z", "blocks.1.hook_z", "hook_embed"])
+    ['blocks.0.hook_z', 'blocks.1.hook_z']
+    """
+    names = list(names)
+    if wanted is None:
+        return [name for name in names if not name.endswith(OPT_IN)]
+    if callable(wanted):
+        if found := [name for name in names if wanted(name)]:
+            return found
+        raise HookNameError(f"the names filter accepts none of the model's {len(names)} hooks")
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not found:
+            raise HookNameError(
+                f"no hook is named or matches {pattern!r}{near(pattern, names)}; "
+                "model.hook_dict has all the names"
+            )
+        matched |= found
+    return [name for name in names if name in matched]
+
+
+def reads_only(hook: Hook) -> Hook:
+    """Mark a hook that neither returns anything nor edits in place: it needs no copy to work on."""
+    hook.reads_only = True  # type: ignore[attr-defined]
+    return hook
+
+
+class HookPoint(_HookPoint):
+    """The identity, at a place where tensors are read and edited."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pass a tensor through the hooks here; costs next to nothing where there are none."""
+        if not self.listening:
+            return x
+        if self._backward_hooks and torch.is_grad_enabled() and not x.requires_grad:
+            # With frozen weights nothing before this point has a gradient: let it start here.
+            x = x.detach().requires_grad_()
+        return super().__call__(x)
+
+    @property
+    def listening(self) -> bool:
+        """Whether any hook is here, forward or backward."""
+        return bool(self._forward_hooks or self._backward_hooks)
+
+    @property
+    def editing(self) -> bool:
+        """Whether any forward hook here may change the tensor."""
+        readers = sum(hasattr(handle.user_hook, "reads_only") for handle in self.fwd_hooks)
+        return len(self._forward_hooks) > readers
+
+    def add_hook(
+        self, hook: Hook, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **options: Any
+    ) -> LensHandle:
+        """Add a hook; a forward hook is given a copy of its own unless it is `reads_only`."""
+        own = _on_a_copy(hook) if dir == "fwd" and not hasattr(hook, "reads_only") else hook
+        handle = super().add_hook(own, dir, *args, **options)
+        handle.user_hook = hook
+        return handle
+
+
+def _on_a_copy(hook: Hook) -> Hook:
+    """Let a hook see a copy, and check what it returns; an edit in place counts as returned."""
+
+    @wraps(hook, updated=())
+    def on_a_copy(tensor: Tensor, hook: HookPoint) -> Tensor:
+        copy = tensor.clone()
+        result = wrapped(copy, hook=hook)
+        return copy if result is None else _checked(result, tensor, hook)
+
+    wrapped = hook
+    return on_a_copy
+
+
+def _checked(result: Any, tensor: Tensor, hook: HookPoint) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise InputError(
+            f"the hook at {hook.name} returned {type(result).__name__}, "
+            "but should return a tensor or None"
+        )
+    if result.shape != tensor.shape:
+        raise InputError(
+            f"the hook at {hook.name} returned shape {tuple(result.shape)}, "
+            f"but should keep the shape {tuple(tensor.shape)}"
+        )
+    if result.is_floating_point() != tensor.is_floating_point():
+        raise InputError(
+            f"the hook at {hook.name} returned {result.dtype}, but the values are {tensor.dtype}"
+        )
+    return result.to(tensor)
+
+
+class ActivationCache(_ActivationCache):
+    """TransformerLens' cache, with `cache["expert_out", 3]` for the mixture of experts as well."""
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        """A cached tensor, by its full name or by the arguments of `act_name`.
+
+        Raises:
+            HookNameError: It was not cached.
+        """
+        name = key if isinstance(key, str) else act_name(*key)
+        if name in self.cache_dict:
+            return self.cache_dict[name]
+        try:
+            return super().__getitem__(key)
+        except KeyError:
+            raise HookNameError(
+                f"the cache has no {name!r}{near(name, self.cache_dict)}; names_filter chooses "
+                "what run_with_cache keeps"
+            ) from None
+
+
+class HookedModel(HookedRootModule):
+    """A module whose named quantities can be read and edited."""
+
+    def hook_names(self, wanted: NamesFilter = "*") -> list[str]:
+        """The names of the hooks that a name, a glob, a sequence or a function means.
+
+        Raises:
+            HookNameError: Nothing matches.
+        """
+        return match_names(wanted, self.hook_dict)
+
+    def add_hook(self, name: Any, hook: Hook, *args: Any, **options: Any) -> None:
+        """Add a hook that stays until `reset_hooks`; prefer `with model.hooks(...)`.
+
+        Raises:
+            HookNameError: No hook has that name.
+        """
+        for found in match_names(name, self.hook_dict):
+            super().add_hook(found, hook, *args, **options)
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        bwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator["HookedModel"]:
+        """Put hooks in place for the length of a `with` block, whatever happens in it.
+
+        Args:
+            fwd_hooks: Pairs of a name (a glob, a list of names, a function of a name) and a
+                function `fn(tensor, hook)`.
+            bwd_hooks: The same, for the gradients of a backward pass inside the block.
+            reset_hooks_end: Take the hooks away at the end.
+            clear_contexts: Empty each `hook.ctx` at the end as well.
+
+        Raises:
+            HookNameError: A name matches nothing; no hook is in place then.
+        """
+        forward, backward = self._resolved(fwd_hooks), self._resolved(bwd_hooks)
+        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
+            yield self
+
+    def _resolved(self, pairs: Iterable[tuple[Any, Hook]]) -> list[tuple[Any, Callable[..., Any]]]:
+        return [(name, fn) for wanted, fn in pairs for name in match_names(wanted, self.hook_dict)]
+
+    def run_with_hooks(
+        self,
+        *args: Any,
+        fwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        bwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model once with hooks in place; see `hooks` for them.
+
+        Raises:
+            HookNameError: A name matches nothing.
+            InputError: A hook returned something that cannot take the tensor's place, or
+                `bwd_hooks` are given, which only act while a backward pass runs (use `hooks`).
+        """
+        bwd_hooks = list(bwd_hooks)
+        if bwd_hooks and reset_hooks_end:
+            raise InputError(
+                "run_with_hooks takes its hooks away before any backward pass can run; "
+                "use `with model.hooks(bwd_hooks=...)` around forward and backward"
+            )
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*args, **kwargs)
+
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run the model once and keep what its hooks pass on.
+
+        Args:
+            *args: What the model is run on.
+            names_filter: Which hooks: a name, a glob, a sequence of these or a function; None for
+                all but those that multiply memory (`OPT_IN`).
+            device: Where to keep the tensors; None: where they are.
+            remove_batch_dim: Drop the batch axis; the batch must be 1.
+            incl_bwd: Run backward from the result, a scalar, and keep gradients as "<name>_grad".
+            reset_hooks_end: Take the caching hooks away at the end.
+            clear_contexts: Empty each `hook.ctx` at the end as well.
+            pos_slice: What to keep of the position axis (of the query axis of scores and
+                patterns): an int drops the axis, else a slice's arguments, a list or a tensor.
+            **kwargs: The model's own keyword arguments.
+
+        Returns:
+            The model's result and the cache of detached tensors.
+
+        Raises:
+            HookNameError: The filter matches nothing.
+            InputError: `remove_batch_dim` with a batch of more than one.
+        """
+        names = match_names(names_filter, self.hook_dict)
+        keep = Slice.unwrap(pos_slice)
+        kept: dict[str, Tensor] = {}
+
+        def store(tensor: Tensor, name: str) -> None:
+            axis = 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+            tensor = keep.apply(tensor.detach().to(device or tensor.device), dim=axis)
+            if remove_batch_dim and tensor.shape[0] != 1:
+                raise InputError(f"remove_batch_dim needs a batch of 1, not {tensor.shape[0]}")
+            kept[name] = tensor[0] if remove_batch_dim else tensor
+
+        @reads_only
+        def forward(tensor: Tensor, hook: HookPoint) -> None:
+            store(tensor, str(hook.name))
+
+        @reads_only
+        def backward(tensor: Tensor, hook: HookPoint) -> None:
+            store(tensor, f"{hook.name}_grad")
+
+        with self.hooks(
+            [(names, forward)],
+            [(names, backward)] if incl_bwd else [],
+            reset_hooks_end=reset_hooks_end,
+            clear_contexts=clear_contexts,
+        ):
+            result = self(*args, **kwargs)
+            if incl_bwd:
+                result.backward()
+        return result, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)

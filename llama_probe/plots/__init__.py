@@ -1,0 +1,12 @@
+"""Figures as pure functions: a tidy frame or an array in, a `plotly` figure out; nothing is shown.
+
+Every figure carries the template "llama_probe"; `figure.update_layout(template="llama_probe_dark")`
+makes it fit a dark page. A frame draws the same after `pandas.concat` and a CSV round trip.
+"""
+
+from llama_probe.plots.attention import attention
+from llama_probe.plots.heatmap import heatmap
+from llama_probe.plots.lens import direct_logit_attribution, logit_lens
+from llama_probe.plots.patching import patch
+
+__all__ = ["attention", "direct_logit_attribution", "heatmap", "logit_lens", "patch"]

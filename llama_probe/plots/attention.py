@@ -1,0 +1,138 @@
+"""One head's attention pattern."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from llama_probe.errors import InputError
+from llama_probe.plots import theme
+from llama_probe.plots.labels import axis, escape, numbered
+
+# More cells than this a side draw slowly, and a screen cannot show them.
+_MOST = 256
+
+
+def attention(
+    pattern: Any,
+    tokens: Sequence[str],
+    title: str | None = None,
+    *,
+    keys: Sequence[str] | None = None,
+) -> go.Figure:
+    """Where each position looks: queries run downwards, keys to the right.
+
+    Colours run from 0 to 1 for every head, so that heads can be compared. What a causal model cannot
+    see is left empty. Above 256 tokens each cell shows the largest weight of a square of positions,
+    and the title says so.
+
+    Args:
+        pattern: The weights of one head [query, key], an array on the CPU.
+        tokens: The text of each query's token.
+        title: The figure's title, as plain text.
+        keys: The text of each key's token; None: the same as the queries'.
+
+    Raises:
+        InputError: The pattern is not [query, key] or does not match the tokens, or its numbers are
+            not from 0 to 1.
+
+    >>> attention([[1.0, 0.0], [0.25, 0.75]], ["Hi", " you"]).data[0].z.tolist()
+    [[1.0, nan], [0.25, 0.75]]
+    """
+    weights = _weights(pattern)
+    texts = tokens, tokens if keys is None else keys
+    _match(weights, *texts)
+    size = math.ceil(max(weights.shape) / _MOST)
+    pooled = _max_pool(_without_future(weights), size)
+    # A square is named after its first position.
+    y, x = (list(range(0, side, size)) for side in weights.shape)
+    gap = theme.gap(*pooled.shape)
+    trace = go.Heatmap(
+        x=x,
+        y=y,
+        z=pooled,
+        zmin=0,
+        zmax=1,
+        colorscale=theme.SEQUENTIAL,
+        xgap=gap,
+        ygap=gap,
+        colorbar={"title": {"text": "attention weight (fraction)"}},
+        hovertemplate=_hover(size),
+    )
+    layout: dict[str, Any] = {
+        "template": theme.LIGHT,
+        "height": theme.height(len(y)),
+        "yaxis": _positions(y, "query position", texts[0], size, x=False),
+        "xaxis": _positions(x, "key position", texts[1], size, x=True),
+    }
+    layout["yaxis"]["autorange"] = "reversed"
+    if text := _title(title, size):
+        layout["title"] = {"text": escape(text)}
+    return go.Figure(trace, layout)
+
+
+def _weights(pattern: Any) -> np.ndarray:
+    try:
+        weights = np.asarray(pattern, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the pattern should be a CPU array [query, key]: {error}") from error
+    if weights.ndim != 2 or 0 in weights.shape:
+        raise InputError(
+            f"the pattern is {list(weights.shape)}, but should be one head's [query, key], "
+            'as cache["pattern", layer][0, head] is'
+        )
+    if (weights < 0).any() or (weights > 1.001).any():
+        raise InputError(
+            f"the pattern's numbers run from {np.nanmin(weights):.4g} to {np.nanmax(weights):.4g}, "
+            "but attention weights lie between 0 and 1 (are these scores before the softmax?)"
+        )
+    return weights
+
+
+def _match(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str]) -> None:
+    if weights.shape != (len(queries), len(keys)):
+        raise InputError(
+            f"the pattern is {list(weights.shape)}, but there are {len(queries)} tokens for the "
+            f"queries and {len(keys)} for the keys (keys=)"
+        )
+
+
+def _without_future(weights: np.ndarray) -> np.ndarray:
+    """NaN where a query cannot look; a weight there, which a causal model never has, stays."""
+    n_query, n_key = weights.shape
+    future = ~np.tri(n_query, n_key, n_key - n_query, dtype=bool)
+    return np.where(future & (weights == 0), np.float32(np.nan), weights)
+
+
+def _max_pool(weights: np.ndarray, size: int) -> np.ndarray:
+    """The largest of each square: a mean would wash single bright cells out."""
+    pad = [(0, -side % size) for side in weights.shape]
+    padded = np.pad(weights, pad, constant_values=np.nan)
+    n_query, n_key = (side // size for side in padded.shape)
+    squares = padded.reshape(n_query, size, n_key, size)
+    return np.fmax.reduce(np.fmax.reduce(squares, axis=3), axis=1)
+
+
+def _positions(
+    starts: list[int], title: str, texts: Sequence[str], size: int, x: bool
+) -> dict[str, Any]:
+    layout = axis(starts, title, numbered(starts, [texts[start] for start in starts]), x=x)
+    layout["dtick"] *= size
+    return layout
+
+
+def _hover(size: int) -> str:
+    if size == 1:
+        return "query %{y}<br>key %{x}<br>weight %{z:.4f}<extra></extra>"
+    return (
+        f"{size} queries from %{{y}}<br>{size} keys from %{{x}}"
+        "<br>largest weight %{z:.4f}<extra></extra>"
+    )
+
+
+def _title(title: str | None, size: int) -> str | None:
+    if size == 1:
+        return title
+    return f"{title or 'Attention'} (largest weight of each {size} × {size} positions)"
