@@ -287,7 +287,7 @@ class HookedModel(HookedRootModule):
             reset_hooks_end: Take the caching hooks away at the end.
             clear_contexts: Empty each `hook.ctx` at the end as well.
             pos_slice: What to keep of the position axis (of the query axis of scores and
-                patterns): an int drops the axis, else a slice's arguments, a list or a tensor.
+                patterns): one position, or a slice's arguments as a tuple. The axis stays.
             **kwargs: The model's own keyword arguments.
 
         Returns:

@@ -224,7 +224,7 @@ def test_wherever_a_file_is_cut_it_is_an_error(small):
     data = small.read_bytes()
     with GgufFile(small) as file:
         end = max(info.offset + info.n_bytes for info in file.tensors.values())
-    for length in range(end):
+    for length in {*range(0, end, 7), end - 1}:
         small.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
             GgufFile(small)
@@ -236,7 +236,7 @@ def test_damaged_bytes_give_no_other_error(small):
     data = small.read_bytes()
     rng = random.Random(0)
     refused = 0
-    for _ in range(2000):
+    for _ in range(400):
         small.write_bytes(data)
         patched(small, rng.randrange(len(data) // 2), rng.randbytes(rng.choice((1, 4, 8))))
         try:
@@ -246,7 +246,7 @@ def test_damaged_bytes_give_no_other_error(small):
                     file.read(name)
         except CheckpointError:
             refused += 1
-    assert refused > 200
+    assert refused > 40
 
 
 def test_a_string_that_is_not_utf8_is_found_when_it_is_read(small):

@@ -81,9 +81,9 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        q_input: Float[Tensor, "batch pos *head d_model"],
-        k_input: Float[Tensor, "batch pos *kv_head d_model"],
-        v_input: Float[Tensor, "batch pos *kv_head d_model"],
+        q_input: Float[Tensor, "batch pos *q_head d_model"],
+        k_input: Float[Tensor, "batch pos *k_head d_model"],
+        v_input: Float[Tensor, "batch pos *v_head d_model"],
         reading: Reading,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attend.

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from llama_probe.errors import InputError
 from llama_probe.plots import theme
-from llama_probe.plots.labels import axis, escape, numbered
+from llama_probe.plots.labels import axis, numbered
 
 # More cells than this a side draw slowly, and a screen cannot show them.
 _MOST = 256
@@ -24,9 +24,9 @@ def attention(
 ) -> go.Figure:
     """Where each position looks: queries run downwards, keys to the right.
 
-    Colours run from 0 to 1 for every head, so that heads can be compared. What a causal model cannot
-    see is left empty. Above 256 tokens each cell shows the largest weight of a square of positions,
-    and the title says so.
+    Colours run from 0 to 1 for every head, so that heads can be compared. What a causal model
+    cannot see is left empty. Above 256 tokens each cell shows the largest weight of a square of
+    positions, and the title says so.
 
     Args:
         pattern: The weights of one head [query, key], an array on the CPU.
@@ -68,15 +68,13 @@ def attention(
         "xaxis": _positions(x, "key position", texts[1], size, x=True),
     }
     layout["yaxis"]["autorange"] = "reversed"
-    if text := _title(title, size):
-        layout["title"] = {"text": escape(text)}
-    return go.Figure(trace, layout)
+    return go.Figure(trace, layout | theme.heading(_title(title, size)))
 
 
 def _weights(pattern: Any) -> np.ndarray:
     try:
         weights = np.asarray(pattern, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"the pattern should be a CPU array [query, key]: {error}") from error
     if weights.ndim != 2 or 0 in weights.shape:
         raise InputError(

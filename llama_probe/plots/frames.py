@@ -1,7 +1,7 @@
 """From a tidy frame, one row a measurement, to the grid that a heat map draws."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,11 @@ SMALL = 4096
 
 
 class Side(NamedTuple):
-    """One axis of a grid: where its cells lie, their names, and each row of the frame's index."""
+    """One axis of a grid: its cells' places and names, and the cell of each row of the frame."""
 
     positions: list[int]
     names: dict[int, str]
-    index: np.ndarray
+    rank: np.ndarray
 
     def span(self) -> int:
         """How many cells it has."""
@@ -35,7 +35,7 @@ class Grid(NamedTuple):
         """How many cells it has."""
         return self.x.span() * self.y.span()
 
-    def numbers(self, column: pd.Series) -> np.ndarray:
+    def numbers(self, frame: pd.DataFrame, name: str) -> np.ndarray:
         """The numbers of a column in their cells [y, x]; NaN where there is no row.
 
         float32, which plotly sends as bytes; float16 would go as text, ten times as long.
@@ -44,13 +44,13 @@ class Grid(NamedTuple):
             InputError: The column holds something that is not a number.
         """
         cells = np.full((self.y.span(), self.x.span()), np.nan, dtype=np.float32)
-        cells[self.y.index, self.x.index] = numbers(column)
+        cells[self.y.rank, self.x.rank] = numbers(frame, name)
         return cells
 
     def texts(self, column: Sequence[str]) -> list[list[str]]:
         """The texts of a column in their cells [y, x]; empty where there is no row."""
         cells = [[""] * self.x.span() for _ in range(self.y.span())]
-        for row, col, text in zip(self.y.index, self.x.index, column, strict=True):
+        for row, col, text in zip(self.y.rank, self.x.rank, column, strict=True):
             cells[row][col] = text
         return cells
 
@@ -69,7 +69,17 @@ def check(frame: pd.DataFrame, *columns: str) -> None:
         raise InputError("the frame has no rows, so there is nothing to draw")
 
 
-def numbers(column: pd.Series) -> np.ndarray:
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column that is there once; pandas' own types allow for several of one name."""
+    return cast(pd.Series, frame[name])
+
+
+def rows(frame: pd.DataFrame, wanted: Any) -> pd.DataFrame:
+    """The rows that a boolean column or array asks for."""
+    return cast(pd.DataFrame, frame[wanted])
+
+
+def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     """A column as float32, missing values as NaN.
 
     Raises:
@@ -77,9 +87,10 @@ def numbers(column: pd.Series) -> np.ndarray:
     """
     try:
         # An empty text is a missing number in a CSV read with keep_default_na=False.
-        return pd.to_numeric(column).to_numpy(dtype=np.float32, na_value=np.nan)
+        values = pd.Series(pd.to_numeric(column(frame, name)), dtype="Float64")
+        return values.to_numpy(dtype="float32", na_value=float("nan"))
     except (TypeError, ValueError) as error:
-        raise InputError(f"column {column.name!r} should hold numbers: {error}") from error
+        raise InputError(f"column {name!r} should hold numbers: {error}") from error
 
 
 def grid(frame: pd.DataFrame, x: str, y: str) -> Grid:
@@ -96,33 +107,33 @@ def grid(frame: pd.DataFrame, x: str, y: str) -> Grid:
             f"{int(twice.sum()) + 1} or more rows share a cell, as at {x}={at[x]}, {y}={at[y]}: "
             "choose rows, or average them, so that there is one a cell"
         )
-    return Grid(_side(frame[x]), _side(frame[y]))
+    return Grid(_side(column(frame, x)), _side(column(frame, y)))
 
 
-def _side(column: pd.Series) -> Side:
-    values = _plain(column)
+def _side(keys: pd.Series) -> Side:
+    values = _plain(keys)
     if values.isna().any():
-        raise InputError(f"column {column.name!r} has missing values, but is an axis of the figure")
+        raise InputError(f"column {keys.name!r} has missing values, but is an axis of the figure")
     whole = pd.api.types.is_integer_dtype(values)
     found = values.unique().tolist()
     if pd.api.types.is_numeric_dtype(values):
         found.sort()
     places = list(range(len(found)))
-    index = pd.Index(found).get_indexer(pd.Index(values))
+    rank = pd.Index(found).get_indexer(pd.Index(values))
     if whole and found == list(range(found[0], found[0] + len(found))):
-        return Side(found, {}, index)
+        return Side(found, {}, rank)
     # Anything but consecutive numbers stands at its rank, under its name.
-    return Side(places, {place: token(_name(found[place])) for place in places}, index)
+    return Side(places, {place: token(_name(found[place])) for place in places}, rank)
 
 
-def _plain(column: pd.Series) -> pd.Series:
+def _plain(keys: pd.Series) -> pd.Series:
     """The column as whole numbers, as floats or as texts: whichever comes first of what it fits."""
-    if pd.api.types.is_bool_dtype(column):
-        return column.astype(str)
+    if pd.api.types.is_bool_dtype(keys):
+        return keys.astype(str)
     try:
-        values = pd.to_numeric(column).astype("Float64")
+        values = pd.Series(pd.to_numeric(keys), dtype="Float64")
     except (TypeError, ValueError):
-        return column.map(str, na_action="ignore")
+        return keys.map(str, na_action="ignore")
     if values.isna().any() or (values % 1 != 0).any():
         return values
     return values.astype("int64")

@@ -52,7 +52,7 @@ def heatmap(
     """
     check(frame, x, y, color, *([tokens] if tokens else []))
     cells = grid(frame, x, y)
-    z = cells.numbers(frame[color])
+    z = cells.numbers(frame, color)
     if diverging is None:
         diverging = bool((z < 0).any())
     trace = cell_trace(z, cells, color_title(color, unit), diverging)
@@ -105,16 +105,14 @@ def cell_figure(
         "xaxis": axis(cells.x.positions, axis_title(x), names, x=True),
         "yaxis": axis(cells.y.positions, axis_title(y), cells.y.names, x=False),
     }
-    if title:
-        layout["title"] = {"text": escape(title)}
-    return go.Figure(trace, layout)
+    return go.Figure(trace, layout | theme.heading(title))
 
 
 def token_names(frame: pd.DataFrame, cells: Grid, x: str, tokens: str | None) -> dict[int, str]:
     """The labels of positions from the frame's column of token texts; none without one."""
     if tokens is None or cells.x.names:
         return {}
-    texts = dict(zip(numbers(frame[x]).astype(int).tolist(), frame[tokens], strict=True))
+    texts = dict(zip(numbers(frame, x).astype(int).tolist(), frame[tokens], strict=True))
     return numbered(cells.x.positions, [texts[pos] for pos in cells.x.positions])
 
 

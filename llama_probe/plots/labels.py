@@ -4,7 +4,6 @@ plotly reads a small HTML in every text (`<b>`, `&amp;`), TeX between dollar sig
 templates; a token may hold any of these.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +68,12 @@ def numbered(positions: Sequence[int], texts: Sequence[Any]) -> dict[int, str]:
     return {pos: f"{pos}: {token(text)}" for pos, text in zip(positions, texts, strict=True)}
 
 
+def _step(least: float) -> int:
+    """The first of 1, 2, 5, 10, 20, 50 … that is not below."""
+    steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    return next(step for step in steps if step >= least)
+
+
 def axis(positions: Sequence[int], title: str, names: dict[int, str], x: bool) -> dict[str, Any]:
     """The layout of an axis of whole numbers, some of which have names.
 
@@ -85,7 +90,7 @@ def axis(positions: Sequence[int], title: str, names: dict[int, str], x: bool) -
     layout: dict[str, Any] = {
         "title": {"text": escape(title)},
         "tick0": positions[0],
-        "dtick": math.ceil(len(positions) / most),
+        "dtick": _step(len(positions) / most),
         "exponentformat": "none",
         "labelalias": {str(pos): name for pos, name in names.items()},
     }

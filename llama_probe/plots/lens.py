@@ -7,11 +7,13 @@ from plotly.subplots import make_subplots
 
 from llama_probe.errors import InputError
 from llama_probe.plots import theme
-from llama_probe.plots.frames import SMALL, Grid, check, grid, numbers
+from llama_probe.plots.frames import SMALL, Grid, check, grid, numbers, rows
 from llama_probe.plots.heatmap import cell_figure, cell_trace, token_names
-from llama_probe.plots.labels import axis, escape, token
+from llama_probe.plots.labels import axis, clip, escape, token, visible
 
 _MOST_COLUMNS_WITH_TEXT = 40
+_PIXELS = 700  # how wide the cells of a figure are together, on a page of usual width
+_LETTER = 0.62  # how wide a letter is, in font sizes
 _EMBED = -1  # the row below layer 0
 
 
@@ -32,14 +34,13 @@ def logit_lens(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
             same layer, position and rank.
     """
     check(frame, "layer", "pos", "rank", "token", "prob")
-    top = frame[numbers(frame["rank"]) == 0]
+    top = rows(frame, numbers(frame, "rank") == 0)
     if top.empty:
         raise InputError("the frame has no rows of rank 0, which hold the likeliest tokens")
     cells = grid(top, "pos", "layer")
-    trace = cell_trace(cells.numbers(top["prob"]), cells, "probability (fraction)", False)
-    trace.update(zmin=0, zmax=1, text=cells.texts([token(text, 9) for text in top["token"]]))
-    if cells.x.span() <= _MOST_COLUMNS_WITH_TEXT:
-        trace.texttemplate = "%{text}"
+    trace = cell_trace(cells.numbers(top, "prob"), cells, "probability (fraction)", False)
+    trace.update(zmin=0, zmax=1)
+    _write_in_cells(trace, cells, top)
     found = "%{text} %{z:.3f}"
     if cells.size() <= SMALL:
         trace.customdata = cells.texts(_lists(frame, top))
@@ -53,15 +54,30 @@ def logit_lens(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     return figure
 
 
+def _write_in_cells(trace: go.Heatmap, cells: Grid, top: pd.DataFrame) -> None:
+    """The likeliest token in each cell, as large as it fits; on hovers only if there are many.
+
+    plotly could choose the size, but counts an escaped character as several, and is left with
+    letters too small to read.
+    """
+    width = _PIXELS / cells.x.span()
+    most = min(max(int(width / (9 * _LETTER)), 3), 10)
+    texts = [clip(visible(text), most) for text in top["token"]]
+    trace.text = cells.texts([escape(text) for text in texts])
+    if cells.x.span() <= _MOST_COLUMNS_WITH_TEXT:
+        trace.texttemplate = "%{text}"
+        trace.textfont = {"size": min(int(width / (max(map(len, texts)) * _LETTER)), 11)}
+
+
 def _lists(frame: pd.DataFrame, top: pd.DataFrame) -> list[str]:
     """For each cell, its tokens and their probabilities, a line each."""
     lists: dict[tuple[float, float], list[str]] = {}
-    ranked = frame.assign(rank=numbers(frame["rank"])).sort_values("rank", kind="stable")
-    keys = zip(numbers(ranked["layer"]).tolist(), numbers(ranked["pos"]).tolist(), strict=True)
-    rows = zip(keys, ranked["token"], numbers(ranked["prob"]), strict=True)
-    for key, text, prob in rows:
+    ranked = frame.assign(rank=numbers(frame, "rank")).sort_values("rank", kind="stable")
+    keys = zip(numbers(ranked, "layer").tolist(), numbers(ranked, "pos").tolist(), strict=True)
+    entries = zip(keys, ranked["token"], numbers(ranked, "prob"), strict=True)
+    for key, text, prob in entries:
         lists.setdefault(key, []).append(f"{prob:.3f}  {token(text, 24)}")
-    keys = zip(numbers(top["layer"]).tolist(), numbers(top["pos"]).tolist(), strict=True)
+    keys = zip(numbers(top, "layer").tolist(), numbers(top, "pos").tolist(), strict=True)
     return ["<br>".join(lists[key]) for key in keys]
 
 
@@ -82,41 +98,42 @@ def direct_logit_attribution(frame: pd.DataFrame, title: str | None = None) -> g
     unknown = set(frame["kind"]) - {"embed", "head", "mlp", "bias"}
     if unknown:
         raise InputError(f"kind is {min(unknown)!r}, but should be embed, head, mlp or bias")
-    heads = frame[frame["kind"] == "head"]
+    heads = rows(frame, frame["kind"] == "head")
     if heads.empty:
         raise InputError("the frame has no rows of kind 'head', so there is no heat map to draw")
     if title is None:
-        total = numbers(frame["value"]).sum(dtype=np.float64)
+        total = numbers(frame, "value").sum(dtype=np.float64)
         title = f"Direct logit attribution: the parts sum to {total:.2f} logits"
 
     cells = grid(heads, "head", "layer")
+    # The bars stand on the left, so that the colour bar is beside the cells that it explains.
     figure = make_subplots(
         rows=1,
         cols=2,
-        column_widths=[0.68, 0.32],
+        column_widths=[0.3, 0.7],
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
-    trace = cell_trace(cells.numbers(heads["value"]), cells, "contribution (logits)", True)
+    trace = cell_trace(cells.numbers(heads, "value"), cells, "contribution (logits)", True)
     trace.hovertemplate = "layer %{y}, head %{x}<br>%{z:.3f} logits<extra></extra>"
-    figure.add_trace(trace, row=1, col=1)
+    figure.add_trace(trace, row=1, col=2)
     bars = [_bars(frame, kind) for kind in ("mlp", "bias", "embed")]
-    figure.add_traces([bar for bar in bars if bar is not None], rows=1, cols=2)
+    figure.add_traces([bar for bar in bars if bar is not None], rows=1, cols=1)
     _lay_out(figure, cells, title)
     return figure
 
 
 def _bars(frame: pd.DataFrame, kind: str) -> go.Bar | None:
     """One kind's bars, a layer each; None if the frame has none."""
-    rows = frame[frame["kind"] == kind]
-    if rows.empty:
+    part = rows(frame, frame["kind"] == kind)
+    if part.empty:
         return None
-    layers = np.full(len(rows), _EMBED) if kind == "embed" else numbers(rows["layer"]).astype(int)
-    if len(set(layers.tolist())) < len(rows):
+    layers = np.full(len(part), _EMBED) if kind == "embed" else numbers(part, "layer").astype(int)
+    if len(set(layers.tolist())) < len(part):
         raise InputError(f"two rows of kind {kind!r} stand for the same part of the model")
     where = "embedding" if kind == "embed" else f"layer %{{y}} {kind}"
     return go.Bar(
-        x=numbers(rows["value"]),
+        x=numbers(part, "value"),
         y=layers,
         orientation="h",
         name=kind,
@@ -134,11 +151,11 @@ def _lay_out(figure: go.Figure, cells: Grid, title: str) -> None:
     figure.update_layout(
         template=theme.LIGHT,
         height=theme.height(cells.y.span() + 1),
-        title={"text": escape(title)},
         bargap=0.15,
-        barmode="group",
+        barmode="relative",
         yaxis=layers,
-        yaxis2={"range": layers["range"]},
-        xaxis=axis(cells.x.positions, "head", cells.x.names, x=True),
-        xaxis2={"title": {"text": "contribution (logits)"}, "zeroline": True},
+        yaxis2={**layers, "title": None, "ticks": ""},
+        xaxis={"title": {"text": "contribution (logits)"}, "zeroline": True},
+        xaxis2=axis(cells.x.positions, "head", cells.x.names, x=True),
+        **theme.heading(title),
     )

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from llama_probe.errors import InputError
-from llama_probe.plots.frames import SMALL, check, grid
+from llama_probe.plots.frames import SMALL, check, column, grid
 from llama_probe.plots.heatmap import cell_figure, cell_trace, token_names
 
 # Whichever of two comes first runs to the right.
@@ -33,11 +33,11 @@ def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     x, y = _axes(frame)
     cells = grid(frame, x, y)
     trace = cell_trace(
-        cells.numbers(frame["effect"]), cells, "effect (0: corrupted, 1: clean)", True
+        cells.numbers(frame, "effect"), cells, "effect (0: corrupted, 1: clean)", True
     )
     measured = ""
     if _has_metric(frame) and cells.size() <= SMALL:
-        trace.customdata = cells.numbers(frame["metric"])
+        trace.customdata = cells.numbers(frame, "metric")
         measured = "<br>metric %{customdata:.3f}"
     names = {"pos": "position"}
     trace.hovertemplate = (
@@ -45,15 +45,15 @@ def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
         f"<br>effect %{{z:.3f}}{measured}<extra></extra>"
     )
     tokens = "token" if x == "pos" and "token" in frame else None
-    if title is None and "site" in frame and frame["site"].nunique() == 1:
+    if title is None and "site" in frame and column(frame, "site").nunique() == 1:
         title = f"Effect of patching {frame['site'].iloc[0]}"
     return cell_figure(trace, cells, x, y, title, token_names(frame, cells, x, tokens))
 
 
 def _axes(frame: pd.DataFrame) -> tuple[str, str]:
     """The two columns to lay the frame out by: those that vary, then any others."""
-    present = [name for name in _AXES if name in frame and frame[name].notna().any()]
-    vary = [name for name in present if frame[name].nunique(dropna=False) > 1]
+    present = [name for name in _AXES if name in frame and _given(frame, name).any()]
+    vary = [name for name in present if column(frame, name).nunique(dropna=False) > 1]
     if len(vary) > 2:
         raise InputError(
             f"the columns {', '.join(vary)} all vary, but a heat map has two axes: "
@@ -69,6 +69,11 @@ def _axes(frame: pd.DataFrame) -> tuple[str, str]:
         )
     first, second = sorted(chosen, key=_AXES.index)
     return first, second
+
+
+def _given(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Where a column has a value; a CSV read with keep_default_na=False has empty texts instead."""
+    return column(frame, name).notna() & (column(frame, name).astype(str) != "")
 
 
 def _has_metric(frame: pd.DataFrame) -> bool:

@@ -4,8 +4,12 @@ The colours are told apart with any common colour blindness. A colour means the 
 templates; only ink and background change.
 """
 
+from typing import Any
+
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from llama_probe.plots.labels import escape
 
 LIGHT = "llama_probe"
 DARK = "llama_probe_dark"
@@ -66,3 +70,12 @@ def height(rows: int) -> int:
 def gap(*sides: int) -> int:
     """The pixels between a heat map's cells: none where there are many."""
     return 1 if max(sides) <= 64 else 0
+
+
+def heading(title: str | None) -> dict[str, Any]:
+    """The part of a layout that is the title: without one, no room is kept for it.
+
+    Args:
+        title: Plain text.
+    """
+    return {"title": {"text": escape(title)}} if title else {"margin": {"t": 20}}

@@ -105,9 +105,11 @@ def engine_of(path: Path) -> Engine:
         CheckpointError: It is damaged, or newer than the library.
     """
     try:
-        return Engine.from_file(str(path))
+        engine = Engine.from_file(str(path))
+        engine.encode("a")  # some files can be read, but not used
     except Exception as error:  # the library raises bare Exceptions
         raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from None
+    return engine
 
 
 def from_transformers(hf_tokenizer: Any) -> Tokenizer:

@@ -7,7 +7,7 @@ response, and the chat template.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from llama_probe.errors import InputError
 from llama_probe.tokenizer import chat
@@ -23,7 +23,11 @@ _ENDS = (
     "<|endoftext|>",
 )
 
+# One id, or several in a list, an array or a tensor: this file knows neither numpy nor torch.
+Ids = Any
 
+
+@runtime_checkable
 class Backend(Protocol):
     """What does the splitting."""
 
@@ -171,7 +175,7 @@ class Tokenizer:
             ids.insert(0, self.bos_token_id)
         return ids
 
-    def decode(self, ids: int | Iterable[int], skip_special: bool = False) -> str:
+    def decode(self, ids: Ids, skip_special: bool = False) -> str:
         """The text of token ids; those that stand for nothing give nothing.
 
         Args:
@@ -180,7 +184,7 @@ class Tokenizer:
         """
         return self._backend.decode(_as_list(ids), skip_special)
 
-    def str_tokens(self, ids: int | Iterable[int]) -> list[str]:
+    def str_tokens(self, ids: Ids) -> list[str]:
         """Each token as text of its own, with its leading space.
 
         Bytes that are no whole character show as the replacement character.
@@ -253,9 +257,9 @@ class Tokenizer:
         )
 
 
-def _as_list(ids: int | Iterable[int]) -> list[int]:
+def _as_list(ids: Ids) -> list[int]:
     if hasattr(ids, "tolist"):  # arrays and tensors, whose items are not Python's ints
-        ids = ids.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        ids = ids.tolist()
     numbers = [ids] if isinstance(ids, int) else list(ids)
     if any(not isinstance(number, int) or number < 0 for number in numbers):
         raise InputError("token ids should be one row of whole numbers from 0")

@@ -1,0 +1,1 @@
+"""Running experiments, and showing what came out."""
