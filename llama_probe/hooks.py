@@ -176,19 +176,26 @@ class ActivationCache(_ActivationCache):
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
         """A cached tensor, by its full name or by the arguments of `act_name`.
 
+        A negative layer counts from the end.
+
         Raises:
             HookNameError: It was not cached.
         """
-        name = key if isinstance(key, str) else act_name(*key)
-        if name in self.cache_dict:
-            return self.cache_dict[name]
-        try:
-            return super().__getitem__(key)
-        except KeyError:
+        parts = (key,) if isinstance(key, str) else tuple(key)
+        if len(parts) > 1 and isinstance(parts[1], int) and parts[1] < 0:
+            parts = (parts[0], self.model.cfg.n_layers + parts[1], *parts[2:])
+        name = act_name(*parts)
+        if name not in self.cache_dict:
             raise HookNameError(
                 f"the cache has no {name!r}{near(name, self.cache_dict)}; names_filter chooses "
                 "what run_with_cache keeps"
-            ) from None
+            )
+        return self.cache_dict[name]
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
+        """The cache of some of the batch: an index, or a slice's arguments as a tuple."""
+        cut = super().apply_slice_to_batch_dim(batch_slice)
+        return ActivationCache(cut.cache_dict, self.model, cut.has_batch_dim)
 
 
 class HookedModel(HookedRootModule):

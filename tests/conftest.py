@@ -15,6 +15,7 @@ from llama_probe.errors import DownloadError
 
 if TYPE_CHECKING:
     from llama_probe import Llama
+    from llama_probe.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,9 +27,10 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """Tiny models are faster on one thread."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("slow") else 1)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,30 @@ def smollm2(smollm2_path: Path) -> "Llama":
     import llama_probe as lp
 
     return lp.load(str(smollm2_path), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> "Tokenizer":
+    """A byte-level vocabulary of 260 tokens: bytes, " Mary", " John", BOS and EOS."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    from llama_probe.tokenizer import Tokenizer
+    from llama_probe.tokenizer.fast import Fast
+
+    backend = Backend(models.BPE(_byte_vocabulary(), []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(" Mary", special=False), AddedToken(" John", special=False)])
+    backend.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    bos, eos = backend.token_to_id("<s>"), backend.token_to_id("</s>")
+    return Tokenizer(Fast(backend), bos_token_id=bos, eos_token_id=eos)
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    from tokenizers import pre_tokenizers
+
+    return {symbol: id for id, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ FLOORS = {
     "interventions": 2,
     "checkpoints": 3,
     "capture": 4,
-    "generate": 4,
     "lens": 5,
     "patching": 5,
     "probing": 5,
@@ -138,7 +137,7 @@ def test_the_table_covers_every_file():
         "def f():\n    from llama_probe.patching import patch",
         "class C:\n    def f(self):\n        import llama_probe.lens",
         "try:\n    import llama_probe.lens\nexcept ImportError:\n    pass",
-        "from llama_probe.generate import generate",
+        "from llama_probe.probing import probe",
         "if TYPE_CHECKING:\n    pass\nelse:\n    import llama_probe.lens",
     ],
 )

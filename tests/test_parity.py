@@ -180,7 +180,9 @@ def test_a_weight_left_out_would_be_seen(part):
     family = {"q_norm": "qwen3", "k_norm": "qwen3", "shared_gate": "qwen2-moe"}.get(part, "qwen2")
     hf, model = pair(family)
     state = {
-        name: torch.ones_like(value) if part in name and "norm" in part else value * (part not in name)
+        name: torch.ones_like(value)
+        if part in name and "norm" in part
+        else value * (part not in name)
         for name, value in model.state_dict().items()
     }
     broken = Llama(model.cfg)

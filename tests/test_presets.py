@@ -46,8 +46,8 @@ ACTIVE = {
     "qwen3-30b-a3b": 3.35,
     "qwen3-235b-a22b": 22.19,
 }
-# As the model cards round or cut them, so good to 2 %: less than an embedding, so that a model tied
-# by mistake, or not tied, shows.
+# As the model cards round or cut them, so good to 1.5 %: less than an embedding, so that a model
+# tied by mistake, or not tied, shows.
 CARDS = {
     "qwen2-0.5b": 0.49,
     "qwen2-1.5b": 1.54,
@@ -112,8 +112,8 @@ def test_active_parameters_are_as_published(name: str):
 @pytest.mark.parametrize("name", CARDS)
 def test_parameters_are_the_model_cards(name: str):
     cfg = preset(name)
-    assert billions(cfg) == pytest.approx(CARDS[name], rel=0.02)
-    assert billions(cfg.but(tied=not cfg.tied)) != pytest.approx(CARDS[name], rel=0.02)
+    assert billions(cfg) == pytest.approx(CARDS[name], rel=0.015)
+    assert billions(cfg.but(tied=not cfg.tied)) != pytest.approx(CARDS[name], rel=0.015)
 
 
 @pytest.mark.parametrize("name", PRESETS)

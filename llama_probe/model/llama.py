@@ -353,11 +353,16 @@ class Llama(ModelText, HookedModel):
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes d_model"]:
-        """The unembedding columns of tokens: what to project the stream on to get their logits."""
+        """What to project the stream on, once divided by the last norm's scale, for tokens' logits.
+
+        The unembedding's columns times the last norm's weight, as TransformerLens' own models have
+        them once that weight is folded into the unembedding.
+        """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         index = torch.as_tensor(tokens, device=self.W_U.device)
-        return self.unembed.weight[index.squeeze() if index.ndim and index.numel() == 1 else index]
+        index = index.squeeze() if index.ndim and index.numel() == 1 else index
+        return self.unembed.weight[index] * self.ln_final.weight
 
     # TransformerLens' functions turn these on; here a hook is computed when it is listened to.
 
@@ -375,7 +380,9 @@ def _described(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _chosen(resid: Stream, at: int | slice | Sequence[int] | Tensor) -> Stream:
+def _chosen(
+    resid: Stream, at: int | slice | Sequence[int] | Tensor
+) -> Float[Tensor, "batch chosen d_model"]:
     """The stream at some positions; the position axis stays."""
     batch, n_pos, _ = resid.shape
     if isinstance(at, slice):

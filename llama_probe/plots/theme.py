@@ -28,6 +28,7 @@ def _template(ink: str, faint: str, empty: str, hover: str) -> go.layout.Templat
         "automargin": True,
         "showgrid": False,
         "zeroline": False,
+        "zerolinecolor": faint,
         "ticks": "outside",
         "ticklen": 3,
         "tickcolor": faint,

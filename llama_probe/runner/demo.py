@@ -1,0 +1,160 @@
+"""The demo: one indirect-object prompt pair, looked into from prediction to circuit.
+
+The sentence (Wang et al. 2022, arXiv 2211.00593) ends where the model has to name the person who
+has not been named twice. The corrupted one swaps who acts, and with it the right answer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from llama_probe import plots
+from llama_probe.checkpoints.load import load
+from llama_probe.hooks import act_name
+from llama_probe.lens import direct_logit_attribution, logit_lens
+from llama_probe.model.llama import Llama
+from llama_probe.patching import logit_diff, patch
+from llama_probe.runner.report import Report
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
+ANSWER, FOIL = " Mary", " John"
+_SECTIONS = 5
+_N_HEADS = 3
+
+
+def run_demo(model_name: str, out_path: Path) -> Path:
+    """Look into the prompt pair and write an offline HTML report about it.
+
+    Args:
+        model_name: What `lp.load` takes.
+        out_path: The HTML file.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        LlamaProbeError: The model cannot be had or loaded, or the names are not single tokens of
+            its vocabulary.
+    """
+    with _progress() as step:
+        step("loading the model")
+        model = load(model_name)
+        report = Report(f"Inside {model.cfg.model_name}")
+        step("what it predicts")
+        _predictions(report, model)
+        step("what each layer would predict")
+        _lens(report, model)
+        step("which parts write the answer")
+        _heads(report, model)
+        step("where the name is carried")
+        _patching(report, model)
+        step("writing")
+        return report.write(out_path)
+
+
+@contextmanager
+def _progress() -> Iterator:
+    """A bar that names the step at hand."""
+    with tqdm(total=_SECTIONS, bar_format="{desc} [{n}/{total}] {elapsed}") as bar:
+        first = True
+
+        def step(name: str) -> None:
+            nonlocal first
+            bar.update(0 if first else 1)
+            first = False
+            bar.set_description(name)
+
+        yield step
+
+
+def _predictions(report: Report, model: Llama) -> None:
+    cfg = model.cfg
+    report.text(
+        f"{cfg.n_layers} layers, {cfg.n_heads} heads ({cfg.n_key_value_heads} for keys and "
+        f"values), {cfg.d_model} wide, {sum(p.numel() for p in model.parameters()):,} parameters."
+    )
+    report.heading("What does it predict?")
+    report.tokens(model.to_str_tokens(CLEAN), caption="The prompt, token by token:")
+    metric = logit_diff(ANSWER, FOIL).on(model)
+    rows = []
+    for name, prompt in (("clean", CLEAN), ("corrupted", CORRUPTED)):
+        logits = model(prompt, logits_at=-1)[:, -1]
+        top = logits[0].softmax(-1).topk(3)
+        rows.append(
+            {
+                "prompt": f"{name}: {prompt} …",
+                "likeliest next tokens": ", ".join(
+                    f"{token!r} {prob:.0%}"
+                    for token, prob in zip(
+                        model.to_str_tokens(top.indices), top.values.tolist(), strict=True
+                    )
+                ),
+                f"logit of {ANSWER!r} − {FOIL!r}": round(float(metric(logits)), 2),
+            }
+        )
+    report.table(pd.DataFrame(rows))
+
+
+def _lens(report: Report, model: Llama) -> None:
+    report.heading("What would each layer predict?")
+    report.text(
+        "The logit lens passes the residual stream, as it stands before each layer, through the "
+        "last norm and the unembedding. The bottom row is the embedding, the top row the output."
+    )
+    frame = logit_lens(model, CLEAN)
+    report.figure(
+        plots.logit_lens(frame),
+        "The likeliest next token at every layer and position, coloured by its probability",
+        table=frame[frame["rank"] == 0],
+    )
+
+
+def _heads(report: Report, model: Llama) -> None:
+    report.heading("Which parts write the answer?")
+    report.text(
+        "Direct logit attribution splits the final residual stream into what each head and each "
+        f"feed-forward added, and takes each part's share of logit({ANSWER}) − logit({FOIL}). "
+        "The last norm's scale is held fixed, so the parts sum to the whole."
+    )
+    frame = direct_logit_attribution(model, CLEAN, ANSWER, FOIL)
+    report.figure(
+        plots.direct_logit_attribution(frame),
+        f"Share of each head and feed-forward in the logit difference of {frame.value.sum():.2f}",
+        table=frame.sort_values("value", key=abs, ascending=False),
+    )
+    heads = frame[frame.kind == "head"].nlargest(_N_HEADS, "value")
+    layers = sorted({int(layer) for layer in heads.layer})
+    names = [act_name("pattern", layer) for layer in layers]
+    _, cache = model.run_with_cache(CLEAN, names_filter=names)
+    tokens = model.to_str_tokens(CLEAN)
+    for head in heads.itertuples():
+        pattern = cache["pattern", head.layer][0, head.head].float().numpy(force=True)
+        report.figure(
+            plots.attention(pattern, tokens, title=f"Attention of {head.component}"),
+            f"Where {head.component} looks; it adds {head.value:+.2f} to the logit difference",
+        )
+
+
+def _patching(report: Report, model: Llama) -> None:
+    report.heading("Where is the name carried?")
+    report.text(
+        "Activation patching runs the corrupted prompt with one activation of the clean run put "
+        "in. 1 means that this alone restores the clean prediction, 0 that it changes nothing."
+    )
+    metric = logit_diff(ANSWER, FOIL)
+    stream = patch(model, CLEAN, CORRUPTED, metric=metric, progress=True)
+    report.figure(
+        plots.patch(stream),
+        "Effect of patching the residual stream before each layer, at each position",
+        table=stream,
+    )
+    heads = patch(model, CLEAN, CORRUPTED, metric=metric, at="z", progress=True)
+    report.figure(
+        plots.patch(heads),
+        "Effect of patching the output of each head, at all positions",
+        table=heads.sort_values("effect", key=abs, ascending=False),
+    )
