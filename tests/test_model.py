@@ -374,7 +374,9 @@ def test_a_contradictory_configuration_is_an_error(changes, message):
 
 def test_scaled_frequencies_are_metas_rule():
     """Kept, mixed and stretched wavelengths, worked out by hand."""
-    scaling = Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_context=64)
+    scaling = Llama3Scaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64
+    )
     cfg = tiny.tiny_config(d_head=16, rope_theta=1000.0)
     plain = inverse_frequencies(cfg, torch.device("cpu"))
     scaled = inverse_frequencies(cfg.but(rope_scaling=scaling), torch.device("cpu"))

@@ -81,28 +81,16 @@ def _present(
 
 def _built(source: Source, tensors: Mapping[str, Tensor], parameter: Tensor, where: str) -> Tensor:
     parts = [tensors[name] for name in source.names]
+    asked = source.asked(tuple(parameter.shape))
     for name, part in zip(source.names, parts, strict=True):
         if not part.is_floating_point():
             raise CheckpointError(
                 f"{name!r} of {where} holds {part.dtype}, not numbers that a weight can have: "
                 "quantised weights can be loaded from GGUF files only"
             )
-    try:
-        tensor = source.build(parts)
-    except (RuntimeError, IndexError) as error:
-        raise CheckpointError(
-            f"{source.names[0]!r} of {where} has a wrong shape: {error}"
-        ) from None
-    if tensor.shape != parameter.shape:
-        shape = tuple(parts[0].shape) if len(parts) == 1 else tuple(tensor.shape)
-        raise CheckpointError(
-            f"{source.names[0]!r} of {where} has shape {shape}, "
-            f"but the configuration asks for {_asked(source, parameter)}"
-        )
-    return tensor
-
-
-def _asked(source: Source, parameter: Tensor) -> tuple[int, ...]:
-    """The shape that the checkpoint's own tensor should have."""
-    shape = tuple(parameter.shape)
-    return (shape[0], shape[2], shape[1]) if source.build.__name__ == "transposed" else shape
+        if part.shape != asked:
+            raise CheckpointError(
+                f"{name!r} of {where} has shape {tuple(part.shape)}, "
+                f"but the configuration asks for {asked}"
+            )
+    return source.build(parts)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llama_probe.checkpoints.assemble import fill, skeleton
 from llama_probe.checkpoints.gguf import GgufFile
-from llama_probe.checkpoints.names import Source, paired, stacked
+from llama_probe.checkpoints.names import Shape, Source, half_an_expert, one_expert, paired, stacked
 from llama_probe.errors import CheckpointError, ConfigError
 from llama_probe.model.config import LlamaConfig, MoeConfig
 from llama_probe.model.llama import Llama
@@ -80,7 +80,7 @@ def config_of(file: GgufFile, name: str) -> LlamaConfig:
         found = metadata.get(f"llama.{key}", *default)
         if isinstance(found, int) and kind is float:
             found = float(found)
-        if isinstance(found, bool) or not isinstance(found, kind):
+        if isinstance(found, bool) or not isinstance(found, kind) or found < 0:
             raise CheckpointError(
                 f"{file.path} should have a number 'llama.{key}', but has {found!r}"
             )
@@ -92,8 +92,18 @@ def config_of(file: GgufFile, name: str) -> LlamaConfig:
     d_head = value("attention.key_length", int, d_model // n_heads)
     if value("rope.dimension_count", int, d_head) != d_head:
         raise ConfigError(f"{file.path} rotates part of each head only, which is not implemented")
-    if (scaling := metadata.get("llama.rope.scaling.type", "none")) != "none":
-        raise ConfigError(f"{file.path} has RoPE scaling {scaling!r}, which is not implemented")
+    # As llama.cpp reads them: "linear" unless said otherwise, by a factor that old files call
+    # scale_linear; 0 and 1 scale nothing.
+    scaling = metadata.get("llama.rope.scaling.type", "linear")
+    factor = metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear", 1))
+    if scaling != "none" and not (scaling == "linear" and factor in (0, 1)):
+        raise ConfigError(
+            f"{file.path} has RoPE scaling {scaling!r} by {factor}, which is not implemented"
+        )
+    if (n_layers := value("block_count", int)) > len(file.tensors):
+        raise CheckpointError(
+            f"{file.path} claims {n_layers} layers, but has {len(file.tensors)} tensors"
+        )
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path} has no tensor 'token_embd.weight'")
     n_experts = value("expert_count", int, 0)
@@ -110,7 +120,7 @@ def config_of(file: GgufFile, name: str) -> LlamaConfig:
     if _ROPE_DIVISORS in file.tensors:
         divisors = tuple(file.read(_ROPE_DIVISORS).tolist())
     return LlamaConfig(
-        n_layers=value("block_count", int),
+        n_layers=n_layers,
         d_model=d_model,
         n_heads=n_heads,
         n_key_value_heads=value("attention.head_count_kv", int, n_heads),
@@ -182,10 +192,13 @@ def sources(name: str, cfg: LlamaConfig) -> list[Source]:
     if inner == "mlp.experts_in":
         gates, ups = _each(place, "ffn_gate", cfg), _each(place, "ffn_up", cfg)
         stacks = (f"{place}ffn_gate_exps.weight", f"{place}ffn_up_exps.weight")
-        return [Source(stacks, _side_by_side), Source(gates + ups, paired)]
+        return [
+            Source(stacks, _side_by_side, _one_side),
+            Source(gates + ups, paired, half_an_expert),
+        ]
     if inner == "mlp.experts_out":
         each = _each(place, "ffn_down", cfg)
-        return [Source((f"{place}ffn_down_exps.weight",)), Source(each, stacked)]
+        return [Source((f"{place}ffn_down_exps.weight",)), Source(each, stacked, one_expert)]
     module, _, kind = inner.rpartition(".")
     written = (f"{place}{_BLOCK[module]}.{kind}",)
     n_heads = {"attn.q": cfg.n_heads, "attn.k": cfg.n_key_value_heads}.get(module)
@@ -202,6 +215,10 @@ def _each(place: str, part: str, cfg: LlamaConfig) -> tuple[str, ...]:
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts), dim=1)
+
+
+def _one_side(shape: Shape) -> Shape:
+    return (shape[0], shape[1] // 2, shape[2])
 
 
 def to_halves(weight: Tensor, n_heads: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Hugging Face's folders and in-memory models."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,7 @@ def load_folder(
     cfg = LlamaConfig.from_hf(read_json(folder / "config.json"), name or folder.name)
     with ExitStack() as files:
         tensors = _Safetensors(folder, files)
-        # Follow the file, not the configuration: without an unembedding it is the embedding.
-        if "lm_head.weight" not in tensors:
-            cfg = cfg.but(tied=True)
-        model = skeleton(cfg, _tokenizer(folder))
+        model = skeleton(as_stored(cfg, tensors), _tokenizer(folder))
         return fill(
             model, tensors, sources, str(folder), device=device, dtype=dtype, progress=progress
         )
@@ -61,7 +58,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
 
 
@@ -76,7 +73,6 @@ class _Safetensors(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
         self._files: dict[str, Any] = {}
-        self._names: dict[str, str] = {}
         for path in _weight_files(folder):
             try:
                 file = files.enter_context(safe_open(path, framework="pt"))
@@ -84,10 +80,7 @@ class _Safetensors(Mapping[str, Tensor]):
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is damaged or cut short: {error}") from None
             self._files.update(dict.fromkeys(held, file))
-        prefix = text_prefix(self._files, str(folder))
-        self._names = {name.removeprefix(prefix): name for name in self._files}
-        if prefix.startswith("language_model."):
-            self._names = {n.removeprefix("language_model."): f for n, f in self._names.items()}
+        self._names = text_names(self._files, str(folder))
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
@@ -117,24 +110,40 @@ def _weight_files(folder: Path) -> list[Path]:
         shards = sorted(set(read_json(index)["weight_map"].values()))
     except (TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{index} has no 'weight_map' from tensors to files") from None
-    paths = [folder / str(shard) for shard in shards]
-    for path in paths:
+    for shard in shards:
         # A shard's name must not lead out of the folder.
-        if path.name != str(path.relative_to(folder)) or not path.is_file():
-            raise CheckpointError(f"{index} names the file {path.name!r}, which is not in {folder}")
-    return paths
+        if Path(str(shard)).name != shard or not (folder / shard).is_file():
+            raise CheckpointError(f"{index} names the file {shard!r}, which is not in {folder}")
+    return [folder / shard for shard in shards]
 
 
-def text_prefix(names: Mapping[str, Any], where: str) -> str:
-    """What comes before `embed_tokens.weight` in a checkpoint's names.
+def text_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """A checkpoint's names, by what is left of them without the way to the text model.
+
+    >>> text_names(["model.embed_tokens.weight", "lm_head.weight"], "a folder")
+    {'embed_tokens.weight': 'model.embed_tokens.weight', 'lm_head.weight': 'lm_head.weight'}
 
     Raises:
-        CheckpointError: There is no such tensor.
+        CheckpointError: There is no embedding.
     """
-    for name in names:
-        if name.endswith("embed_tokens.weight"):
-            return name.removesuffix("embed_tokens.weight")
-    raise CheckpointError(f"{where} has no tensor 'model.embed_tokens.weight'")
+    names = list(names)
+    embedding = next((name for name in names if name.endswith("embed_tokens.weight")), None)
+    if embedding is None:
+        raise CheckpointError(f"{where} has no tensor 'model.embed_tokens.weight'")
+    prefix = embedding.removesuffix("embed_tokens.weight")
+    # The unembedding lies beside the model whose layers these are.
+    outer = "language_model." if prefix.startswith("language_model.") else ""
+    return {name.removeprefix(prefix).removeprefix(outer): name for name in names}
+
+
+def as_stored(cfg: LlamaConfig, tensors: Mapping[str, Tensor]) -> LlamaConfig:
+    """Follow the weights, not the configuration, on whether the unembedding is the embedding."""
+    if "lm_head.weight" not in tensors:
+        return cfg.but(tied=True)
+    if not cfg.tied:
+        return cfg
+    head, embedding = tensors["lm_head.weight"], tensors["embed_tokens.weight"]
+    return cfg.but(tied=torch.equal(head, embedding.to(head)))
 
 
 def from_transformers(hf_model: Any, tokenizer: Any = None) -> Llama:
@@ -143,9 +152,6 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Llama:
     config = hf_model.config.to_dict()
     cfg = LlamaConfig.from_hf(config, str(config.get("_name_or_path") or ""))
     held = {name: parameter.detach() for name, parameter in hf_model.named_parameters()}
-    prefix = text_prefix(held, where)
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
-    if "lm_head.weight" not in tensors:
-        cfg = cfg.but(tied=True)
+    tensors = {name: held[full] for name, full in text_names(held, where).items()}
     own = None if tokenizer is None else Tokenizer.from_transformers(tokenizer)
-    return fill(skeleton(cfg, own), tensors, sources, where)
+    return fill(skeleton(as_stored(cfg, tensors), own), tensors, sources, where)

@@ -1,5 +1,6 @@
 """`lp.load`: from a name, a folder or a file to a model."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def load(
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}, but weights are floating-point numbers")
     options: dict[str, Any] = {"device": _device(device), "dtype": dtype, "progress": progress}
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if path.is_dir():
         return huggingface.load_folder(path, **options)
     if path.is_file():
@@ -75,9 +76,11 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"{device!r} is no device: {str(error).splitlines()[0]}") from None
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # AssertionError: torch was built without it.
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {str(device)!r} cannot be used: {reason}") from None
 
 
 def _from_hub(name: str) -> Path:

@@ -35,12 +35,37 @@ def paired(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.cat(pair) for pair in zip(parts[:half], parts[half:], strict=True)])
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Source:
-    """The tensors that a weight is made of, and how."""
+    """The tensors that a weight is made of, and how.
+
+    Attributes:
+        names: Of the tensors.
+        build: Makes the weight of them.
+        asked: The shape that each tensor should have, from the weight's.
+    """
 
     names: tuple[str, ...]
     build: Callable[[Sequence[Tensor]], Tensor] = only
+    asked: Callable[[Shape], Shape] = tuple
+
+
+def sides_swapped(shape: Shape) -> Shape:
+    """A tensor of `transposed`."""
+    return (shape[0], shape[2], shape[1])
+
+
+def one_expert(shape: Shape) -> Shape:
+    """A tensor of `stacked`."""
+    return shape[1:]
+
+
+def half_an_expert(shape: Shape) -> Shape:
+    """A tensor of `paired`."""
+    return (shape[1] // 2, *shape[2:])
 
 
 _TOP = {
@@ -100,10 +125,11 @@ def _ffn(cfg: LlamaConfig) -> str:
 def _moe_sources(inner: str, place: str, cfg: LlamaConfig) -> list[Source]:
     assert cfg.moe is not None
     if cfg.model_type == "llama4_text":
+        into, out = (f"{place}feed_forward.experts.{part}_proj" for part in ("gate_up", "down"))
         table = {
             "mlp.router.weight": Source((f"{place}feed_forward.router.weight",)),
-            "mlp.experts_in": Source((f"{place}feed_forward.experts.gate_up_proj",), transposed),
-            "mlp.experts_out": Source((f"{place}feed_forward.experts.down_proj",), transposed),
+            "mlp.experts_in": Source((into,), transposed, sides_swapped),
+            "mlp.experts_out": Source((out,), transposed, sides_swapped),
         }
         return [table[inner]]
     folder, gate, up, down = _EXPERT[cfg.model_type]
@@ -114,8 +140,8 @@ def _moe_sources(inner: str, place: str, cfg: LlamaConfig) -> list[Source]:
 
     published = {
         "mlp.router.weight": Source((f"{place}{folder}.gate.weight",)),
-        "mlp.experts_in": Source(each(gate) + each(up), paired),
-        "mlp.experts_out": Source(each(down), stacked),
+        "mlp.experts_in": Source(each(gate) + each(up), paired, half_an_expert),
+        "mlp.experts_out": Source(each(down), stacked, one_expert),
     }
     in_memory = {
         "mlp.router.weight": Source((f"{place}mlp.gate.weight",)),

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
@@ -42,7 +41,7 @@ def save(model: Llama, folder: str | Path) -> Path:
         InputError: The folder holds something already.
         ConfigError: No family of transformers has this combination of switches.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name a new one")
     config = {
@@ -86,9 +85,9 @@ def _parts(source: Source, weight: Tensor) -> list[Tensor]:
         case "transposed":
             return [weight.transpose(1, 2)]
         case "stacked":
-            return list(weight)
+            # Copies, here and below: tensors of one file must not share memory.
+            return [part.clone() for part in weight]
         case "paired":
             gates, ups = weight.chunk(2, dim=1)
-            # Copies: tensors of one file must not share memory.
-            return [part.clone() for part in torch.cat((gates, ups))]
+            return [part.clone() for part in (*gates, *ups)]
     raise AssertionError(source.build)

@@ -26,7 +26,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     stop_tokens: Iterable[int] | None = None,
-    template: Literal["chat"] | None = None,
+    template: str | None = None,
     system: str | None = None,
     attention_mask: Tensor | None = None,
     fwd_hooks: Iterable[tuple[Any, Any]] = (),

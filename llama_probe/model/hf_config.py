@@ -37,6 +37,11 @@ _COMMON = frozenset(
     "tie_word_embeddings rope_theta rope_scaling rope_parameters rope_interleaved "
     "attention_bias".split()
 )
+# What `rope_parameters` and `rope_scaling` may hold.
+_ROPE = frozenset(
+    "rope_theta rope_type type factor low_freq_factor high_freq_factor "
+    "original_max_position_embeddings short_factor long_factor attention_factor".split()
+)
 # Families whose RoPE base is not 10,000 where their config.json leaves it out.
 _DEFAULT_THETA = {"mixtral": 1e6, "llama4_text": 5e5}
 _WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
@@ -60,24 +65,32 @@ class _Keys:
             raise ConfigError(f"config.json has no {name!r}, which this model needs")
         return default[0]
 
+    def count(self, name: str, *default: int) -> int:
+        """A whole number from 0 up."""
+        value = self(name, *default)
+        if type(value) is not int or value < 0:
+            raise ConfigError(f"config.json has {value!r} for {name!r}, which should be a number")
+        return value
+
 
 def from_hf(config: Mapping[str, Any], model_name: str = "") -> LlamaConfig:
     """See `LlamaConfig.from_hf`."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"a configuration is a JSON object, but this is {type(config).__name__}")
+    if quantization := config.get("quantization_config"):
+        named = isinstance(quantization, Mapping) and quantization.get("quant_method")
+        raise ConfigError(
+            "config.json has a quantization_config: the weights are quantised by "
+            f"{named or 'an unnamed method'}, which is not implemented; "
+            "load the unquantised model, or a GGUF file"
+        )
     model_type = config.get("model_type")
     if model_type == "llama4" and isinstance(config.get("text_config"), Mapping):
         return from_hf(config["text_config"], model_name)
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ConfigError(
             f"config.json has model_type {model_type!r}{near(str(model_type), _FAMILIES)}; "
             f"implemented are {', '.join(sorted(_FAMILIES))}"
-        )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
-        raise ConfigError(
-            f"the weights are quantised by {method}, which is not implemented; "
-            "load the unquantised model, or a GGUF file"
         )
     family, own_keys = _FAMILIES[model_type]
     for name in config:
@@ -92,20 +105,22 @@ def from_hf(config: Mapping[str, Any], model_name: str = "") -> LlamaConfig:
             model_name=model_name or model_type,
             **{**_common(_Keys(config)), **family(_Keys(config))},
         )
-    except (TypeError, AttributeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"config.json has a value of the wrong kind: {error}") from error
 
 
 def _common(keys: _Keys) -> dict[str, Any]:
     return {
-        "n_layers": keys("num_hidden_layers"),
-        "d_model": keys("hidden_size"),
-        "n_heads": keys("num_attention_heads"),
-        "n_key_value_heads": keys("num_key_value_heads", 0),
-        "d_head": keys("head_dim", 0),
-        "d_mlp": keys("intermediate_size"),
-        "d_vocab": keys("vocab_size"),
-        "n_ctx": keys("max_position_embeddings", 2048),
+        "n_layers": keys.count("num_hidden_layers"),
+        "d_model": keys.count("hidden_size"),
+        "n_heads": keys.count("num_attention_heads"),
+        "n_key_value_heads": keys.count("num_key_value_heads", 0),
+        "d_head": keys.count("head_dim", 0),
+        "d_mlp": keys.count("intermediate_size"),
+        "d_vocab": keys.count("vocab_size"),
+        "n_ctx": keys.count("max_position_embeddings", 2048),
         "eps": keys("rms_norm_eps", 1e-6),
         "act_fn": keys("hidden_act", "silu"),
         "tied": keys("tie_word_embeddings", False),
@@ -118,15 +133,23 @@ def _rope(keys: _Keys) -> dict[str, Any]:
         raise ConfigError("rope_interleaved is not implemented for this family")
     rope = {**keys("rope_scaling", {}), **keys("rope_parameters", {})}
     theta = rope.get("rope_theta", keys("rope_theta", _DEFAULT_THETA.get(keys("model_type"), 1e4)))
+    theta = float(theta)
     kind = rope.get("rope_type", rope.get("type", "default"))
+    unknown = sorted(set(rope) - _ROPE)
+    if unknown and kind in ("default", "llama3", "longrope"):
+        raise ConfigError(
+            f"config.json has {unknown[0]!r} in its RoPE parameters, which may change the numbers"
+            f"{near(unknown[0], _ROPE)}"
+        )
     if kind == "default":
         return {"rope_theta": theta}
     if kind == "llama3":
+        inner = _Keys(rope)
         scaling = Llama3Scaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_context=rope["original_max_position_embeddings"],
+            factor=inner("factor"),
+            low_freq_factor=inner("low_freq_factor"),
+            high_freq_factor=inner("high_freq_factor"),
+            original_context=inner("original_max_position_embeddings"),
         )
         return {"rope_theta": theta, "rope_scaling": scaling}
     if (
@@ -319,7 +342,7 @@ def to_hf(cfg: LlamaConfig) -> dict[str, Any]:
         "rope_parameters": _rope_parameters(cfg),
         **_own_keys(cfg),
     }
-    if from_hf(written, cfg.model_name) != cfg:
+    if from_hf(written).but(model_name=cfg.model_name) != cfg:
         raise ConfigError(
             f"no model of type {cfg.model_type!r} has this combination of switches, "
             "so it cannot be written as a config.json"

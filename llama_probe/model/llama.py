@@ -87,7 +87,7 @@ class Block(nn.Module):
         hooks = (attn.hook_q_input, attn.hook_k_input, attn.hook_v_input)
         if not any(hook.listening for hook in hooks):
             return attn(normalized, normalized, normalized, reading)
-        if self.ln1.hook_scale.editing or self.ln1.hook_normalized.editing:
+        if not torch.equal(normalized, self.ln1.unhooked(resid)):
             raise InputError(
                 f"{self.ln1.hook_scale.name} or hook_normalized is edited while "
                 f"{hooks[0].name} (or k, v) is listened to, which has each head normalise a "
@@ -351,8 +351,8 @@ class Llama(ModelText, HookedModel):
         return total
 
     def tokens_to_residual_directions(
-        self, tokens: str | int | Int[Tensor, "*axes"]
-    ) -> Float[Tensor, "*axes d_model"]:
+        self, tokens: str | int | Int[Tensor, "..."]
+    ) -> Float[Tensor, "... d_model"]:
         """What to project the stream on, once divided by the last norm's scale, for tokens' logits.
 
         The unembedding's columns times the last norm's weight, as TransformerLens' own models have

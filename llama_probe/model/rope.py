@@ -51,7 +51,9 @@ def llama3_scaled(
     return torch.where(wavelengths > scaling.original_context / low, stretched, frequencies)
 
 
-def rotation(positions: Int[Tensor, "#batch pos"], cfg: LlamaConfig, dtype: torch.dtype) -> Rotation:
+def rotation(
+    positions: Int[Tensor, "#batch pos"], cfg: LlamaConfig, dtype: torch.dtype
+) -> Rotation:
     """Cosine and sine of every pair's angle at each position.
 
     Angles are computed in float32. As in the references, the factors then take the model's

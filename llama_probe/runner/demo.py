@@ -131,11 +131,11 @@ def _heads(report: Report, model: Llama) -> None:
     names = [act_name("pattern", layer) for layer in layers]
     _, cache = model.run_with_cache(CLEAN, names_filter=names)
     tokens = model.to_str_tokens(CLEAN)
-    for head in heads.itertuples():
-        pattern = cache["pattern", head.layer][0, head.head].float().numpy(force=True)
+    for name, layer, head, value in heads[["component", "layer", "head", "value"]].to_numpy():
+        pattern = cache["pattern", int(layer)][0, int(head)].float().numpy(force=True)
         report.figure(
-            plots.attention(pattern, tokens, title=f"Attention of {head.component}"),
-            f"Where {head.component} looks; it adds {head.value:+.2f} to the logit difference",
+            plots.attention(pattern, tokens, title=f"Attention of {name}"),
+            f"Where {name} looks; it adds {value:+.2f} to the logit difference",
         )
 
 
