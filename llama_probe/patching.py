@@ -10,7 +10,7 @@ run's, which is known.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,7 +23,6 @@ from llama_probe.hooks import ActivationCache, Hook, HookPoint, act_name
 from llama_probe.model.llama import Llama
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"]], Float[Tensor, " batch"]]
-Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]
 _SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -73,7 +72,7 @@ def patch(
     corrupted: Any,
     *,
     metric: Metric | LogitDiff,
-    at: Site = "resid_pre",
+    at: str = "resid_pre",
     over: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: bool = False,

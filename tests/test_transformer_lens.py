@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import tiny
-import tokenizers
 import torch
 from torch import Tensor
 from transformer_lens import patching
@@ -21,8 +20,6 @@ import llama_probe as lp
 from llama_probe.checkpoints.save import published
 from llama_probe.hooks import HookPoint
 from llama_probe.model.llama import Llama
-from llama_probe.tokenizer import Tokenizer
-from llama_probe.tokenizer.fast import Fast
 
 CLEAN = tiny.tokens(batch=2, length=4)
 CORRUPTED = tiny.tokens(batch=2, length=4, seed=1)
@@ -333,14 +330,10 @@ def test_direct_paths_from_every_head():
 # Heads by what they look at
 
 
-def test_detect_head():
-    model = tiny.make("llama-gqa")
-    engine = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({f"w{i}": i for i in range(199)}, unk_token="w0")
-    )
-    engine.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    model.tokenizer = Tokenizer(Fast(engine), pad_token_id=0)
-    prompt = "w5 w6 w7 w5 w6 w7 w8"
+def test_detect_head(tiny_tokenizer):
+    model = tiny.make("llama-gqa", vocab_size=tiny_tokenizer.vocab_size)
+    model.tokenizer = tiny_tokenizer
+    prompt, other = "abcabcd", "aab"
     ids = model.to_tokens(prompt)
     _, kept = run(model, ids)
     rows = ids[0].tolist()
@@ -355,8 +348,8 @@ def test_detect_head():
         expected = (pattern * grid).sum((2, 3)) / pattern.sum((2, 3))
         close(detect_head(model, prompt, name), expected)
         close(detect_head(model, prompt, grid.float()), expected)
-        both = detect_head(model, [prompt, "w1 w2 w3"], name)
-        close(both, (expected + detect_head(model, "w1 w2 w3", name)) / 2)
+        both = detect_head(model, [prompt, other], name)
+        close(both, (expected + detect_head(model, other, name)) / 2)
 
 
 # tools.analysis

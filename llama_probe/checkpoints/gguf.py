@@ -9,6 +9,7 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -101,7 +102,9 @@ class GgufFile:
 
     def close(self) -> None:
         """Close the file; what was read stays. Lists of the metadata not yet read are lost."""
-        self._map.close()
+        # An error on its way up may hold a view of the map, which then goes when the error does.
+        with suppress(BufferError):
+            self._map.close()
 
     def __enter__(self) -> "GgufFile":
         return self

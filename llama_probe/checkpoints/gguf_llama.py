@@ -78,7 +78,7 @@ def config_of(file: GgufFile, name: str) -> LlamaConfig:
 
     def value(key: str, kind: type, *default: Any) -> Any:
         found = metadata.get(f"llama.{key}", *default)
-        if isinstance(found, int) and kind is float:
+        if type(found) is int and kind is float:
             found = float(found)
         if isinstance(found, bool) or not isinstance(found, kind) or found < 0:
             raise CheckpointError(

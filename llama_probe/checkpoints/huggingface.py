@@ -48,18 +48,21 @@ def load_folder(
         )
 
 
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
 
     Raises:
-        CheckpointError: It is missing or no JSON.
+        CheckpointError: It is missing, no JSON, or no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not {type(found).__name__}")
+    return found
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -35,7 +35,7 @@ _COMMON = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
     "num_key_value_heads head_dim hidden_act max_position_embeddings rms_norm_eps "
     "tie_word_embeddings rope_theta rope_scaling rope_parameters rope_interleaved "
-    "attention_bias".split()
+    "attention_bias quantization_config".split()
 )
 # What `rope_parameters` and `rope_scaling` may hold.
 _ROPE = frozenset(

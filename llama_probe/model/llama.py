@@ -288,6 +288,16 @@ class Llama(ModelText, HookedModel):
         """Continue prompts; see `llama_probe.model.generation.generate` for the options."""
         return generation.generate(self, prompts, **options)
 
+    def __repr__(self) -> str:
+        """One line; `hook_dict` has the names of the hooks."""
+        cfg = self.cfg
+        experts = f", {cfg.moe.n_experts} experts (top {cfg.moe.top_k})" if cfg.moe else ""
+        return (
+            f"Llama({cfg.model_name}: {cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} "
+            f"heads ({cfg.n_key_value_heads} KV){experts}, {cfg.dtype} on {cfg.device}, "
+            f"{len(self.hook_dict)} hooks)"
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> "Llama":
         """Move or cast, and keep `cfg.device` and `cfg.dtype` true."""
         super()._apply(fn, recurse)

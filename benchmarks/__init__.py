@@ -1,0 +1,1 @@
+"""The numbers that the project stands behind, as ratios measured side by side in one process."""
