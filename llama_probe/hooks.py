@@ -181,7 +181,7 @@ class ActivationCache(_ActivationCache):
         Raises:
             HookNameError: It was not cached.
         """
-        parts = (key,) if isinstance(key, str) else tuple(key)
+        parts: tuple[Any, ...] = (key,) if isinstance(key, str) else key
         if len(parts) > 1 and isinstance(parts[1], int) and parts[1] < 0:
             parts = (parts[0], self.model.cfg.n_layers + parts[1], *parts[2:])
         name = act_name(*parts)

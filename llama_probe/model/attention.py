@@ -29,7 +29,7 @@ class Reading:
 
     Attributes:
         positions: Position of each token read now; batch 1 where all rows agree.
-        rotation: RoPE's cosines and sines at those positions.
+        rotation: RoPE's factors at those positions.
         visible: For each kind of mask in use, which keys each query sees; None: plainly causal.
         cache: Keys and values of the tokens read before, or None.
     """
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 
     def _heads(self, linear: nn.Linear, x: Float[Tensor, "batch pos *head d_model"]) -> Heads:
         if x.ndim == 3:
-            return linear(x).unflatten(-1, (-1, self.d_head))
+            return linear(x).view(*x.shape[:2], -1, self.d_head)
         weight = linear.weight.unflatten(0, (-1, self.d_head))
         heads = einsum(x, weight, "batch pos head d, head d_head d -> batch pos head d_head")
         return heads if linear.bias is None else heads + linear.bias.unflatten(0, (-1, self.d_head))
@@ -164,7 +164,7 @@ class Attention(nn.Module):
 
     def _output(self, z: Heads) -> Float[Tensor, "batch pos d_model"]:
         if not self.hook_result.listening:
-            return self.o(z.flatten(2))
+            return self.o(z.reshape(*z.shape[:2], -1))
         result = einsum(z, self.W_O, "batch pos head d, head d d_model -> batch pos head d_model")
         out = self.hook_result(result).sum(dim=2)
         return out if self.o.bias is None else out + self.o.bias

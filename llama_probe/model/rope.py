@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llama_probe.model.config import Llama3Scaling, LlamaConfig, RopeLayout
 
-Rotation = tuple[Float[Tensor, "#batch pos 1 pair"], Float[Tensor, "#batch pos 1 pair"]]
+Rotation = tuple[Float[Tensor, "#batch pos 1 d_head"], Float[Tensor, "#batch pos 1 d_head"]]
 
 
 @cache
@@ -54,25 +54,32 @@ def llama3_scaled(
 def rotation(
     positions: Int[Tensor, "#batch pos"], cfg: LlamaConfig, dtype: torch.dtype
 ) -> Rotation:
-    """Cosine and sine of every pair's angle at each position.
+    """What `rotate` multiplies each coordinate and its partner by, at each position.
+
+    Turning the pair (x, y) gives (x cos - y sin, y cos + x sin): every coordinate times the cosine,
+    plus its partner times the sine, which is negative for the first of the pair.
 
     Angles are computed in float32. As in the references, the factors then take the model's
     precision in the half layout (transformers' Llama) and stay float32 in the interleaved one
     (Meta's code and transformers' Llama 4).
     """
     angles = positions[..., None, None].float() * inverse_frequencies(cfg, positions.device)
-    factor_dtype = dtype if cfg.rope_layout == "half" else torch.promote_types(dtype, torch.float32)
-    return angles.cos().to(factor_dtype), angles.sin().to(factor_dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if cfg.rope_layout == "half":
+        own, partner = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return own.to(dtype), partner.to(dtype)
+    own, partner = torch.stack((cos, cos), dim=-1), torch.stack((-sin, sin), dim=-1)
+    factor_dtype = torch.promote_types(dtype, torch.float32)
+    return own.flatten(-2).to(factor_dtype), partner.flatten(-2).to(factor_dtype)
 
 
 def rotate(
     x: Float[Tensor, "batch pos head d_head"], by: Rotation, layout: RopeLayout
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Turn every pair of coordinates of every head."""
-    cos, sin = by
+    own, partner = by
     if layout == "half":
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    first, second = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+        swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    else:
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * own, swapped, partner).to(x.dtype)
