@@ -24,7 +24,8 @@ from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
 from transformer_lens.HookedRootModule import HookedRootModule
-from transformer_lens.utilities import Slice, get_act_name
+from transformer_lens.utilities.components_utils import get_act_name
+from transformer_lens.utilities.slice import Slice
 
 from llama_probe.errors import HookNameError, InputError, near
 

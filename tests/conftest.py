@@ -27,10 +27,10 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    """Tiny models are faster on one thread."""
-    torch.set_num_threads(2 if request.node.get_closest_marker("slow") else 1)
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """On tiny models and short prompts threads mostly wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

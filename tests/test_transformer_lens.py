@@ -543,7 +543,6 @@ def bridge_of(model: Llama, folder: Path) -> Any:
 @pytest.mark.slow
 def test_patching_agrees_with_transformer_lens_own_model(smollm2, tmp_path):
     """Some cells of the sweeps; all of them agreed once, within 1.5e-5."""
-    torch.set_num_threads(1)  # short prompts: two threads would mostly wait for each other
     bridge = bridge_of(smollm2, tmp_path)
     clean, corrupted = (smollm2.to_tokens(text, prepend_bos=False) for text in PAIR)
     mary, john = (smollm2.to_single_token(name) for name in (" Mary", " John"))

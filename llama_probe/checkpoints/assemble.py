@@ -1,6 +1,7 @@
 """From named tensors to a model: every weight found, none left over, every shape right."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from llama_probe.tokenizer import Tokenizer
 Sources = Callable[[str, LlamaConfig], list[Source]]
 
 
+@runtime_checkable
+class Tensors(Protocol):
+    """A checkpoint: tensors by name, each read when it is asked for."""
+
+    def __getitem__(self, name: str, /) -> Tensor: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
 def skeleton(cfg: LlamaConfig, tokenizer: Tokenizer | None) -> Llama:
     """A model without memory for its weights."""
     with torch.device("meta"):
@@ -23,7 +33,7 @@ def skeleton(cfg: LlamaConfig, tokenizer: Tokenizer | None) -> Llama:
 
 def fill(
     model: Llama,
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     sources: Sources,
     where: str,
     *,
@@ -36,7 +46,7 @@ def fill(
 
     Args:
         model: From `skeleton`.
-        tensors: The checkpoint: tensors by name, each read when it is asked for.
+        tensors: The checkpoint.
         sources: Where each weight may stand in it.
         where: What the checkpoint is called in errors.
         device: Where the weights go; None: where they are.
@@ -69,9 +79,7 @@ def fill(
     return model.eval()
 
 
-def _present(
-    sources: list[Source], tensors: Mapping[str, Tensor], names: list[str], where: str
-) -> Source:
+def _present(sources: list[Source], tensors: Tensors, names: list[str], where: str) -> Source:
     for source in sources:
         if all(name in tensors for name in source.names):
             return source
@@ -79,7 +87,7 @@ def _present(
     raise CheckpointError(f"{where} has no tensor {missing!r}{near(missing, names)}")
 
 
-def _built(source: Source, tensors: Mapping[str, Tensor], parameter: Tensor, where: str) -> Tensor:
+def _built(source: Source, tensors: Tensors, parameter: Tensor, where: str) -> Tensor:
     parts = [tensors[name] for name in source.names]
     asked = source.asked(tuple(parameter.shape))
     for name, part in zip(source.names, parts, strict=True):

@@ -1,7 +1,7 @@
 """What a Llama-family network looks like: one block with switches.
 
 `LlamaConfig` holds every number and switch that the forward pass depends on, under the names that
-TransformerLens uses. `LlamaConfig.from_hf` reads a Hugging Face config.json (`hf_config.py`);
+TransformerLens uses. `LlamaConfig.from_hf` reads a Hugging Face config.json (`hf_config/`);
 `LlamaConfig.preset` knows the released models (`presets.py`).
 """
 

@@ -109,7 +109,7 @@ def _lens(report: Report, model: Llama) -> None:
     report.figure(
         plots.logit_lens(frame),
         "The likeliest next token at every layer and position, coloured by its probability",
-        table=frame[frame["rank"] == 0],
+        table=frame.query("rank == 0"),
     )
 
 
@@ -126,12 +126,12 @@ def _heads(report: Report, model: Llama) -> None:
         f"Share of each head and feed-forward in the logit difference of {frame.value.sum():.2f}",
         table=frame.sort_values("value", key=abs, ascending=False),
     )
-    heads = frame[frame.kind == "head"].nlargest(_N_HEADS, "value")
-    layers = sorted({int(layer) for layer in heads.layer})
-    names = [act_name("pattern", layer) for layer in layers]
+    best = frame.query("kind == 'head'").sort_values("value", ascending=False).head(_N_HEADS)
+    heads = list(zip(best.component, best.layer, best["head"], best.value, strict=True))
+    names = [act_name("pattern", int(layer)) for _, layer, _, _ in heads]
     _, cache = model.run_with_cache(CLEAN, names_filter=names)
     tokens = model.to_str_tokens(CLEAN)
-    for name, layer, head, value in heads[["component", "layer", "head", "value"]].to_numpy():
+    for name, layer, head, value in heads:
         pattern = cache["pattern", int(layer)][0, int(head)].float().numpy(force=True)
         report.figure(
             plots.attention(pattern, tokens, title=f"Attention of {name}"),
