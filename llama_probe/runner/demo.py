@@ -4,8 +4,6 @@ The sentence (Wang et al. 2022, arXiv 2211.00593) ends where the model has to na
 has not been named twice. The corrupted one swaps who acts, and with it the right answer.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +20,6 @@ from llama_probe.runner.report import Report
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 ANSWER, FOIL = " Mary", " John"
-_SECTIONS = 5
 _N_HEADS = 3
 
 
@@ -40,35 +37,13 @@ def run_demo(model_name: str, out_path: Path) -> Path:
         LlamaProbeError: The model cannot be had or loaded, or the names are not single tokens of
             its vocabulary.
     """
-    with _progress() as step:
-        step("loading the model")
-        model = load(model_name)
-        report = Report(f"Inside {model.cfg.model_name}")
-        step("what it predicts")
-        _predictions(report, model)
-        step("what each layer would predict")
-        _lens(report, model)
-        step("which parts write the answer")
-        _heads(report, model)
-        step("where the name is carried")
-        _patching(report, model)
-        step("writing")
-        return report.write(out_path)
-
-
-@contextmanager
-def _progress() -> Iterator:
-    """A bar that names the step at hand."""
-    with tqdm(total=_SECTIONS, bar_format="{desc} [{n}/{total}] {elapsed}") as bar:
-        first = True
-
-        def step(name: str) -> None:
-            nonlocal first
-            bar.update(0 if first else 1)
-            first = False
-            bar.set_description(name)
-
-        yield step
+    model = load(model_name)
+    report = Report(f"Inside {model.cfg.model_name}")
+    with tqdm(_SECTIONS.items(), bar_format="{desc} [{n}/{total}] {elapsed}") as sections:
+        for title, section in sections:
+            sections.set_description(title)
+            section(report, model)
+    return report.write(out_path)
 
 
 def _predictions(report: Report, model: Llama) -> None:
@@ -158,3 +133,11 @@ def _patching(report: Report, model: Llama) -> None:
         "Effect of patching the output of each head, at all positions",
         table=heads.sort_values("effect", key=abs, ascending=False),
     )
+
+
+_SECTIONS = {
+    "what it predicts": _predictions,
+    "what each layer would predict": _lens,
+    "which parts write the answer": _heads,
+    "where the name is carried": _patching,
+}
