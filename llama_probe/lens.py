@@ -40,7 +40,7 @@ def logit_lens(model: Llama, prompt: Any, *, top_k: int = 5) -> pd.DataFrame:
     >>> from llama_probe.model.config import LlamaConfig
     >>> cfg = LlamaConfig(n_layers=2, d_model=16, n_heads=4, d_mlp=32, d_vocab=50)
     >>> frame = logit_lens(Llama(cfg), torch.tensor([1, 2, 3]), top_k=1)
-    >>> len(frame), frame.layer.max()
+    >>> len(frame), int(frame.layer.max())
     (9, 2)
     """
     if not 1 <= top_k <= model.cfg.d_vocab:
