@@ -244,6 +244,9 @@ class HookedModel(HookedRootModule):
             yield self
 
     def _resolved(self, pairs: Iterable[tuple[Any, Hook]]) -> list[tuple[Any, Callable[..., Any]]]:
+        pairs = list(pairs)
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise InputError("hooks are a list of pairs of a name and a function: [(name, fn), …]")
         return [(name, fn) for wanted, fn in pairs for name in match_names(wanted, self.hook_dict)]
 
     def run_with_hooks(

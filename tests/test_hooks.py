@@ -333,6 +333,11 @@ def test_backward_hooks_that_could_never_act_are_refused():
         model_of("llama-biased").run_with_hooks(TOKENS, bwd_hooks=[("hook_embed", look)])
 
 
+def test_hooks_that_are_no_pairs_are_refused():
+    with pytest.raises(InputError, match="list of pairs"):
+        model_of("llama-biased").run_with_hooks(TOKENS, fwd_hooks=("hook_embed", look))
+
+
 def test_remove_batch_dim():
     model = model_of("llama-biased")
     _, kept = model.run_with_cache(TOKENS[:1], names_filter="*hook_z", remove_batch_dim=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -302,6 +303,27 @@ def with_text(tiny_tokenizer) -> Llama:
 def test_an_empty_prompt_is_an_error(with_text, text):
     with pytest.raises(InputError, match="empty"):
         with_text(text)
+
+
+@pytest.mark.parametrize(
+    "ids", [[4, 5, 6], [[4, 5, 6]], np.array([4, 5, 6]), torch.tensor([4, 5, 6], dtype=torch.int32)]
+)
+def test_ids_in_a_list_or_an_array_are_tokens(model, ids):
+    assert torch.equal(model(ids), model(torch.tensor([[4, 5, 6]])))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_ids": torch.tensor([[4]])}, "'input_ids'"),
+        ([[1, 2], [3]], "a list of texts"),
+        ([None], "a list of texts"),
+        (["a", 3], "text 1 is of type int"),
+    ],
+)
+def test_other_kinds_of_input_get_a_sentence(with_text, given, message):
+    with pytest.raises(InputError, match=message):
+        with_text(given)
 
 
 def test_text_in_a_batch_equals_text_alone(with_text):

@@ -149,7 +149,7 @@ class Llama(ModelText, ModelWeights, HookedModel):
 
     def forward(
         self,
-        input: str | Sequence[str] | Tensor,
+        input: Any,
         *,
         attention_mask: Tensor | None = None,
         kv_cache: KVCache | None = None,

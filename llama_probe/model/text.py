@@ -1,6 +1,7 @@
 """Between text and tokens: the model's side of the tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,22 +25,25 @@ class ModelText:
             raise InputError("this model has no tokenizer: give it tokens, not text")
         return self.tokenizer
 
-    def to_tokens(
-        self, text: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
-    ) -> Int[Tensor, "batch pos"]:
+    def to_tokens(self, text: Any, prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
         """Tokens of a text or of several, padded on the left to one length.
 
         Args:
-            text: One text or a list of them; tokens [pos] or [batch pos] stay what they are.
+            text: One text or a list of them; token ids [pos] or [batch pos] stay what they are,
+                in a tensor, an array or a list.
             prepend_bos: Begin with the BOS token, never twice; None: the checkpoint's own rule.
 
         Raises:
             InputError: A text is empty, or there is no tokenizer or no token to pad with.
         """
-        if isinstance(text, Tensor):
-            return self._checked_tokens(text)
+        if isinstance(text, Mapping):
+            raise InputError(
+                "the input is a dictionary: pass its 'input_ids', and its mask as well"
+            )
+        texts = [text] if isinstance(text, str) else text
+        if isinstance(texts, Tensor) or (len(texts) and not isinstance(texts[0], str)):
+            return self._checked_tokens(_as_tensor(texts))
         tokenizer = self._tokenizer()
-        texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise InputError("there is no text to turn into tokens: the list is empty")
         for index, one in enumerate(texts):
@@ -64,11 +68,9 @@ class ModelText:
                 f"token ids go from 0 to {self.cfg.d_vocab - 1}, but the input has "
                 f"{int(rows.min())} to {int(rows.max())}"
             )
-        return rows
+        return rows.to(self.cfg.device).long()
 
-    def one_prompt(
-        self, prompt: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
-    ) -> Int[Tensor, "1 pos"]:
+    def one_prompt(self, prompt: Any, prepend_bos: bool | None = None) -> Int[Tensor, "1 pos"]:
         """Tokens of a single prompt, for analyses that take one.
 
         Raises:
@@ -168,7 +170,8 @@ class ModelText:
             InputError: The text is several tokens, which the message shows, or none; or there is
                 no such id.
         """
-        if isinstance(text, int):
+        if not isinstance(text, str):
+            text = int(text)
             if not 0 <= text < self.cfg.d_vocab:
                 raise InputError(f"token ids go from 0 to {self.cfg.d_vocab - 1}, not to {text}")
             return text
@@ -177,3 +180,13 @@ class ModelText:
             parts = self._tokenizer().str_tokens(ids)
             raise InputError(f"{text!r} is {len(ids)} tokens, not one: {parts}")
         return ids[0]
+
+
+def _as_tensor(ids: Any) -> Tensor:
+    try:
+        return torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"the input is a {type(ids).__name__} of {type(ids[0]).__name__}: it should be a text, "
+            "a list of texts, or token ids [batch pos]"
+        ) from None
