@@ -89,6 +89,8 @@ def match_names(wanted: NamesFilter, names: Iterable[str]) -> list[str]:
             return found
         raise HookNameError(f"the names filter accepts none of the model's {len(names)} hooks")
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not patterns:
+        raise HookNameError("the names filter is an empty list, which would match no hook")
     matched: set[str] = set()
     for pattern in patterns:
         found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
@@ -114,7 +116,8 @@ class HookPoint(_HookPoint):
         """Pass a tensor through the hooks here; costs next to nothing where there are none."""
         if not self.listening:
             return x
-        if self._backward_hooks and torch.is_grad_enabled() and not x.requires_grad:
+        starts = self._backward_hooks and x.is_floating_point() and not x.requires_grad
+        if starts and torch.is_grad_enabled():
             # With frozen weights nothing before this point has a gradient: let it start here.
             x = x.detach().requires_grad_()
         return super().__call__(x)
@@ -222,8 +225,8 @@ class HookedModel(HookedRootModule):
     @contextmanager
     def hooks(
         self,
-        fwd_hooks: Iterable[tuple[Any, Hook]] = (),
-        bwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        fwd_hooks: Iterable[Any] = (),
+        bwd_hooks: Iterable[Any] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator["HookedModel"]:
@@ -243,7 +246,7 @@ class HookedModel(HookedRootModule):
         with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
 
-    def _resolved(self, pairs: Iterable[tuple[Any, Hook]]) -> list[tuple[Any, Callable[..., Any]]]:
+    def _resolved(self, pairs: Iterable[Any]) -> list[tuple[Any, Callable[..., Any]]]:
         pairs = list(pairs)
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InputError("hooks are a list of pairs of a name and a function: [(name, fn), …]")
@@ -252,8 +255,8 @@ class HookedModel(HookedRootModule):
     def run_with_hooks(
         self,
         *args: Any,
-        fwd_hooks: Iterable[tuple[Any, Hook]] = (),
-        bwd_hooks: Iterable[tuple[Any, Hook]] = (),
+        fwd_hooks: Iterable[Any] = (),
+        bwd_hooks: Iterable[Any] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **kwargs: Any,
@@ -314,7 +317,11 @@ class HookedModel(HookedRootModule):
 
         def store(tensor: Tensor, name: str) -> None:
             axis = 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
-            tensor = keep.apply(tensor.detach().to(device or tensor.device), dim=axis)
+            whole = tensor.detach()
+            tensor = keep.apply(whole, dim=axis)
+            # A view would keep the whole tensor in memory.
+            tensor = tensor.clone() if tensor.numel() < whole.numel() else tensor
+            tensor = tensor if device is None else tensor.to(device)
             if remove_batch_dim and tensor.shape[0] != 1:
                 raise InputError(f"remove_batch_dim needs a batch of 1, not {tensor.shape[0]}")
             kept[name] = tensor[0] if remove_batch_dim else tensor

@@ -45,9 +45,9 @@ def logit_lens(model: Llama, prompt: Any, *, top_k: int = 5) -> pd.DataFrame:
     """
     if not 1 <= top_k <= model.cfg.d_vocab:
         raise InputError(f"top_k is {top_k}, but should be 1 to {model.cfg.d_vocab}")
-    tokens = model.one_prompt(prompt)
+    tokens, mask = model.one_prompt(prompt)
     names = [act_name("resid_pre", "*"), act_name("resid_post", model.cfg.n_layers - 1)]
-    _, cache = model.run_with_cache(tokens, names_filter=names, logits_at=-1)
+    _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names, logits_at=-1)
     texts = model.to_str_tokens(tokens[0])
     frames = [
         _lens_frame(model, layer, stream[0], texts, top_k)
@@ -111,12 +111,12 @@ def direct_logit_attribution(
     >>> list(frame.component)
     ['embed', 'L0 H0', 'L0 H1', 'L0 H2', 'L0 H3', 'L0 mlp']
     """
-    tokens = model.one_prompt(prompt)
+    tokens, mask = model.one_prompt(prompt)
     if not -tokens.shape[1] <= pos < tokens.shape[1]:
         raise InputError(f"pos is {pos}, but the prompt has {tokens.shape[1]} tokens")
     names = ["hook_embed", act_name("z", "*"), act_name("mlp_out", "*"), "ln_final.hook_scale"]
-    _, cache = model.run_with_cache(tokens, names_filter=names)
-    direction = model.unembed.weight[model.to_single_token(answer)]
+    _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names)
+    direction = model.unembed.weight[model.to_single_token(answer)].float()
     if foil is not None:
         direction = direction - model.unembed.weight[model.to_single_token(foil)]
     direction = direction * model.ln_final.weight / cache["ln_final.hook_scale"][0, pos]
@@ -124,8 +124,8 @@ def direct_logit_attribution(
     rows: list[tuple[str, str, int | None, int | None, float]] = []
     rows.append(("embed", "embed", None, None, _share(cache["hook_embed"][0, pos], direction)))
     for layer, block in enumerate(model.blocks):
-        z = cache["z", layer][0, pos]
-        written = einsum(z, block.attn.W_O, "head d, head d d_model -> head d_model")
+        z, W_O = cache["z", layer][0, pos].float(), block.attn.W_O.float()
+        written = einsum(z, W_O, "head d, head d d_model -> head d_model")
         for head, vector in enumerate(written):
             rows.append((f"L{layer} H{head}", "head", layer, head, _share(vector, direction)))
         if block.attn.o.bias is not None:
@@ -137,4 +137,4 @@ def direct_logit_attribution(
 
 
 def _share(vector: Float[Tensor, " d_model"], direction: Float[Tensor, " d_model"]) -> float:
-    return float(vector.double() @ direction.double())
+    return float(vector.float() @ direction)

@@ -108,12 +108,17 @@ def patch(
     """
     axis = "head" if at == "z" else "pos"
     _check(at, over, axis, batch_size)
-    clean_tokens, corrupted_tokens = _pair(model, clean, corrupted)
+    clean_tokens, corrupted_tokens, mask = _pair(model, clean, corrupted)
     measure = metric.on(model) if isinstance(metric, LogitDiff) else metric
     site = act_name(at, "*")
-    clean_logits, source = model.run_with_cache(clean_tokens, names_filter=site, logits_at=-1)
+    clean_logits, source = model.run_with_cache(
+        clean_tokens, attention_mask=mask, names_filter=site, logits_at=-1
+    )
     corrupted_logits, streams = model.run_with_cache(
-        corrupted_tokens, names_filter=act_name("resid_pre", "*"), logits_at=-1
+        corrupted_tokens,
+        attention_mask=mask,
+        names_filter=act_name("resid_pre", "*"),
+        logits_at=-1,
     )
     ends = _measured(measure, clean_logits), _measured(measure, corrupted_logits)
     clean_value, corrupted_value = (float(end[0]) for end in ends)
@@ -127,7 +132,7 @@ def patch(
     for layer in tqdm(range(model.cfg.n_layers), desc=f"patch {at}", disable=not progress):
         cells = torch.arange(n_cells, device=clean_tokens.device)
         values = [
-            _measured(measure, _patched(model, layer, at, part, source, streams))
+            _measured(measure, _patched(model, layer, at, part, source, streams, mask))
             for part in cells.split(batch_size)
         ]
         frames.append(pd.DataFrame({"layer": layer, axis: cells.tolist(), "metric": _list(values)}))
@@ -149,14 +154,16 @@ def _check(at: str, over: Sequence[str] | None, axis: str, batch_size: int) -> N
         raise InputError(f"batch_size is {batch_size}, but should be at least 1")
 
 
-def _pair(model: Llama, clean: Any, corrupted: Any) -> tuple[Tensor, Tensor]:
-    pair = model.one_prompt(clean), model.one_prompt(corrupted)
-    if pair[0].shape != pair[1].shape:
+def _pair(model: Llama, clean: Any, corrupted: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of both prompts and the mask that they share."""
+    (clean_tokens, clean_mask), (tokens, mask) = map(model.one_prompt, (clean, corrupted))
+    lengths = int(clean_mask.sum()), int(mask.sum())
+    if clean_tokens.shape != tokens.shape or lengths[0] != lengths[1]:
         raise InputError(
-            f"the clean prompt has {pair[0].shape[1]} tokens and the corrupted one "
-            f"{pair[1].shape[1]}: positions only correspond where the lengths are equal"
+            f"the clean prompt has {lengths[0]} tokens and the corrupted one {lengths[1]}: "
+            "positions only correspond where the lengths are equal"
         )
-    return pair
+    return clean_tokens, tokens, mask
 
 
 def _measured(metric: Metric, logits: Float[Tensor, "batch 1 d_vocab"]) -> Float[Tensor, " batch"]:
@@ -177,12 +184,18 @@ def _patched(
     cells: Tensor,
     source: ActivationCache,
     streams: ActivationCache,
+    mask: Tensor,
 ) -> Float[Tensor, "batch 1 d_vocab"]:
     """Logits of the corrupted run with one cell patched in each row."""
     stream = streams["resid_pre", layer].expand(len(cells), -1, -1)
     hook = _put_in(source[at, layer], cells, axis=2 if at == "z" else 1)
     with model.hooks([(act_name(at, layer), hook)]):
-        return model(stream, start_at_layer=layer, logits_at=-1)
+        return model(
+            stream,
+            attention_mask=mask.expand(len(cells), -1),
+            start_at_layer=layer,
+            logits_at=-1,
+        )
 
 
 def _put_in(clean: Tensor, cells: Tensor, axis: int) -> Hook:

@@ -258,10 +258,28 @@ def test_without_an_unembedding_it_is_the_embedding(folder):
     untied = load(folder)
     assert not untied.cfg.tied
     change_weights(folder, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match="no tensor 'lm_head.weight'"):
+        load(folder)  # config.json says that it is there
+    change_config(folder, tie_word_embeddings=None)
     model = load(folder)
     assert model.cfg.tied
     assert model.unembed.weight is model.embed.weight
     assert distance(model, untied) > 50 * TOLERANCE
+
+
+def test_a_model_without_its_head_is_refused():
+    with pytest.raises(CheckpointError, match="no tensor 'lm_head.weight'"):
+        lp.from_transformers(tiny.make_hf("llama-gqa").model)
+
+
+def test_weights_of_mixed_precision_get_one(folder):
+    change_weights(
+        folder,
+        lambda t: t.update({n: v.bfloat16() for n, v in t.items() if "norm" not in n}),
+    )
+    model = load(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(tiny.tokens()).dtype == torch.bfloat16
 
 
 def test_a_tied_folder_has_no_unembedding(saved):

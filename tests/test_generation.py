@@ -149,6 +149,18 @@ def test_bad_options_get_a_sentence(model, options, message):
         model.generate("hello", **options)
 
 
+def test_prompts_padded_on_the_right_are_refused():
+    tokens = tiny.tokens(batch=2, length=5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with pytest.raises(InputError, match="on the left"):
+        tiny.make("llama-gqa").generate(tokens, attention_mask=mask, return_type="tokens")
+
+
+def test_one_conversation_is_not_taken_for_texts(model):
+    with pytest.raises(InputError, match="a list of messages"):
+        model.generate([{"role": "user", "content": "hello"}], template="chat")
+
+
 def test_a_mixture_of_texts_and_conversations_is_an_error(model):
     with pytest.raises(InputError, match="mixture"):
         model.generate(["hello", [{"role": "user", "content": "hello"}]])

@@ -206,6 +206,8 @@ def test_a_name_that_matches_nothing_gives_the_near_ones():
     ):
         with pytest.raises(HookNameError, match="did you mean 'blocks.0.hook_resid_post'"):
             run()
+    with pytest.raises(HookNameError, match="empty list"):
+        model.run_with_cache(TOKENS, names_filter=[])
     with pytest.raises(HookNameError, match="accepts none"):
         model.run_with_cache(TOKENS, names_filter=lambda name: False)
     with pytest.raises(HookNameError, match="no hook is named"):
@@ -315,6 +317,12 @@ def test_gradients_reach_hooks_though_weights_are_frozen():
     lost = {name for name in names if name not in kept or not kept[name].abs().sum() > 0}
     # `hook_scale` and `hook_normalized` of ln1 do not act while inputs are split per head.
     assert {name for name in lost if ".ln1." not in name} == set()
+
+
+def test_incl_bwd_on_a_mixture_of_experts():
+    with torch.enable_grad():
+        _, kept = model_of("mixtral").run_with_cache(TOKENS, return_type="loss", incl_bwd=True)
+    assert kept["blocks.0.mlp.hook_router_logits_grad"].abs().sum() > 0
 
 
 def test_incl_bwd_keeps_gradients():

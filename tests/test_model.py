@@ -151,6 +151,23 @@ def test_a_failed_pass_leaves_the_cache_as_it_was(model):
     torch.testing.assert_close(last, model(TOKENS)[:, 8:], atol=2e-5, rtol=0)
 
 
+def test_a_pass_that_fails_after_the_last_layer_leaves_the_cache_as_it_was(model):
+    kv_cache = KVCache(model.cfg.n_layers)
+    model(TOKENS[:, :8], kv_cache=kv_cache)
+    with pytest.raises(InputError, match="positions"):
+        model(TOKENS[:, 8:], kv_cache=kv_cache, logits_at=99)
+    assert kv_cache.length == 8
+
+
+def test_what_was_cached_of_a_pass_is_not_the_kv_cache(model):
+    kv_cache = KVCache(model.cfg.n_layers)
+    _, kept = model.run_with_cache(TOKENS[:, :8], kv_cache=kv_cache, names_filter="*hook_v")
+    for tensor in kept.values():
+        tensor.zero_()
+    last = model(TOKENS[:, 8:], kv_cache=kv_cache)
+    torch.testing.assert_close(last, model(TOKENS)[:, 8:], atol=2e-5, rtol=0)
+
+
 def test_a_cache_that_a_layer_was_left_out_of_is_refused(model):
     kv_cache = KVCache(model.cfg.n_layers)
     model(TOKENS[:, :8], kv_cache=kv_cache, stop_at_layer=1)
@@ -283,6 +300,9 @@ BAD_INPUT: list[tuple[Any, dict[str, Any], str]] = [
     (torch.tensor([[1, 2]]), {"logits_at": torch.tensor([0, 1])}, "batch has 1 rows"),
     (torch.tensor([[1, 2]]), {"return_type": "loss", "logits_at": -1}, "return_type"),
     ("some text", {}, "no tokenizer"),
+    (torch.tensor([[1, 2]]), {"attention_mask": torch.tensor([[-torch.inf, 0.0]])}, "1 for tokens"),
+    (torch.tensor([[1]]), {"return_type": "loss"}, "at least two tokens"),
+    (torch.tensor([[1, 2]]), {"logits_at": torch.tensor([7])}, "positions 0 to 1"),
 ]
 
 
@@ -331,6 +351,23 @@ def test_text_in_a_batch_equals_text_alone(with_text):
     logits = with_text(texts, logits_at=-1)
     for row, text in enumerate(texts):
         torch.testing.assert_close(logits[row], with_text(text)[0, -1:], atol=2e-5, rtol=0)
+
+
+def test_texts_are_padded_right_even_where_the_pad_token_is_also_bos(with_text):
+    import copy
+
+    model = copy.copy(with_text)
+    model.tokenizer = copy.copy(with_text.tokenizer)
+    model.tokenizer.pad_token_id = model.tokenizer.bos_token_id
+    logits = model(["abcde", "abcd"], logits_at=-1)
+    torch.testing.assert_close(logits[1], model("abcd")[0, -1:], atol=2e-5, rtol=0)
+
+
+def test_a_padded_batch_of_texts_may_continue_a_cache(with_text):
+    kv_cache = KVCache(with_text.cfg.n_layers)
+    with_text(["same", "same"], kv_cache=kv_cache)
+    logits = with_text([" abcdef", " xyz"], kv_cache=kv_cache, logits_at=-1)
+    torch.testing.assert_close(logits[1], with_text("same xyz")[0, -1:], atol=2e-5, rtol=0)
 
 
 def test_padding_is_derived_from_pad_tokens_at_the_start(with_text):

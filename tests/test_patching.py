@@ -70,6 +70,20 @@ def test_a_last_layer_can_only_be_patched_where_the_metric_reads(model):
     assert last.drop(6).abs().max() < 1e-4
 
 
+def test_padding_stays_padding_in_every_cell(tiny_tokenizer):
+    model = tiny.make("llama-gqa", vocab_size=tiny_tokenizer.vocab_size)
+    model.tokenizer = tiny_tokenizer
+    padded = model.to_tokens(["abcdef", "xyz"])[1:]
+    clean = padded.clone()
+    clean[0, 4] = 50
+    frame = lp.patch(model, clean, padded, metric=METRIC).set_index(["layer", "pos"])
+    alone = lp.patch(model, clean[:, 3:], padded[:, 3:], metric=METRIC).set_index(["layer", "pos"])
+    assert frame.effect[frame.index.get_level_values("pos") < 3].abs().max() < 1e-4
+    for layer in range(3):
+        for pos in range(3):
+            assert frame.effect[layer, pos + 3] == pytest.approx(alone.effect[layer, pos], abs=1e-4)
+
+
 def test_a_metric_of_ones_own(model):
     frame = lp.patch(model, CLEAN, CORRUPTED, metric=lambda logits: logits.softmax(-1)[:, 7])
     assert frame.metric.between(0, 1).all()

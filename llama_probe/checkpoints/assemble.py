@@ -50,7 +50,7 @@ def fill(
         sources: Where each weight may stand in it.
         where: What the checkpoint is called in errors.
         device: Where the weights go; None: where they are.
-        dtype: What they become; None: what they are.
+        dtype: What they become; None: what the embedding is.
         also_used: Names in the checkpoint that are accounted for already.
         progress: Show a progress bar.
 
@@ -63,7 +63,10 @@ def fill(
     for name, parameter in tqdm(parameters, desc="weights", disable=not progress, leave=False):
         source = _present(sources(name, model.cfg), tensors, names, where)
         used.update(source.names)
-        tensor = _built(source, tensors, parameter, where).to(device=device, dtype=dtype)
+        tensor = _built(source, tensors, parameter, where)
+        # Files may keep norms in another precision than the rest; a pass needs one for all.
+        dtype = dtype or tensor.dtype
+        tensor = tensor.to(device=device, dtype=dtype)
         owner, _, own_name = name.rpartition(".")
         setattr(model.get_submodule(owner), own_name, nn.Parameter(tensor, requires_grad=False))
     if model.cfg.tied:

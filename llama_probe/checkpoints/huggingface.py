@@ -39,10 +39,11 @@ def load_folder(
         CheckpointError: A file is missing or damaged, or a tensor does not fit.
         ConfigError: The configuration is not one that this package implements.
     """
-    cfg = LlamaConfig.from_hf(read_json(folder / "config.json"), name or folder.name)
+    config = read_json(folder / "config.json")
+    cfg = LlamaConfig.from_hf(config, name or folder.name)
     with ExitStack() as files:
         tensors = _Safetensors(folder, files)
-        model = skeleton(as_stored(cfg, tensors), _tokenizer(folder))
+        model = skeleton(as_stored(cfg, config, tensors), _tokenizer(folder))
         return fill(
             model, tensors, sources, str(folder), device=device, dtype=dtype, progress=progress
         )
@@ -139,10 +140,17 @@ def text_names(names: Iterable[str], where: str) -> dict[str, str]:
     return {name.removeprefix(prefix).removeprefix(outer): name for name in names}
 
 
-def as_stored(cfg: LlamaConfig, tensors: Mapping[str, Tensor]) -> LlamaConfig:
-    """Follow the weights, not the configuration, on whether the unembedding is the embedding."""
+def as_stored(
+    cfg: LlamaConfig, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> LlamaConfig:
+    """Follow the weights on whether the unembedding is the embedding.
+
+    A stored unembedding that differs is kept, whatever the configuration says; a missing one is the
+    embedding, unless the configuration says that it should be there.
+    """
     if "lm_head.weight" not in tensors:
-        return cfg.but(tied=True)
+        said = config.get("text_config", config).get("tie_word_embeddings")
+        return cfg if said is False else cfg.but(tied=True)
     if not cfg.tied:
         return cfg
     head, embedding = tensors["lm_head.weight"], tensors["embed_tokens.weight"]
@@ -157,4 +165,4 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Llama:
     held = {name: parameter.detach() for name, parameter in hf_model.named_parameters()}
     tensors = {name: held[full] for name, full in text_names(held, where).items()}
     own = None if tokenizer is None else Tokenizer.from_transformers(tokenizer)
-    return fill(skeleton(as_stored(cfg, tensors), own), tensors, sources, where)
+    return fill(skeleton(as_stored(cfg, config, tensors), own), tensors, sources, where)

@@ -35,8 +35,8 @@ def load(
         DownloadError: It could not be fetched.
         InputError: `dtype` or `device` cannot be used.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"dtype is {dtype}, but weights are floating-point numbers")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype is {dtype!r}, but should be a floating-point torch.dtype")
     options: dict[str, Any] = {"device": _device(device), "dtype": dtype, "progress": progress}
     path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if path.is_dir():
@@ -88,7 +88,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # No pickled weights, no code.
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    wanted = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:

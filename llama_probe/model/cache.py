@@ -51,6 +51,10 @@ class KVCache:
                 )
             keys = torch.cat((old_keys[:, : self.length], keys), dim=1)
             values = torch.cat((old_values[:, : self.length], values), dim=1)
+        else:
+            # Copies: what a hook or a caller holds of these must not be the cache itself.
+            self._keys[layer], self._values[layer] = keys.clone(), values.clone()
+            return keys, values
         self._keys[layer], self._values[layer] = keys, values
         return keys, values
 

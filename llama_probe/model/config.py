@@ -171,6 +171,9 @@ class LlamaConfig:
         for name in ("n_layers", "d_model", "n_heads", "d_mlp", "d_vocab", "n_ctx"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but should be at least 1")
+        for name in ("rope_layers", "masks", "moe_layers", "rope_divisors"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         default("n_key_value_heads", self.n_heads)
         default("d_head", self.d_model // self.n_heads)
         default("rope_layers", (True,) * self.n_layers)

@@ -62,8 +62,13 @@ def generate(
         InputError: An argument cannot be used, or prompt and continuation exceed the context.
     """
     _check(max_new_tokens, temperature, top_k, top_p)
-    tokens = _prompt_tokens(model, prompts, template, system, prepend_bos)
-    mask = model.padding_mask(tokens) if attention_mask is None else attention_mask
+    if return_type not in ("text", "tokens"):
+        raise InputError(f"return_type is {return_type!r}, but should be 'text' or 'tokens'")
+    if return_type == "text" and model.tokenizer is None:
+        raise InputError("this model has no tokenizer: ask for return_type='tokens'")
+    tokens, mask = _prompt_tokens(model, prompts, attention_mask, template, system, prepend_bos)
+    if not mask[:, -1].all():
+        raise InputError("prompts should be padded on the left: the last token of a row is padding")
     if (total := tokens.shape[1] + max_new_tokens) > model.cfg.n_ctx:
         raise InputError(
             f"prompt and continuation may have {total} tokens, "
@@ -109,25 +114,33 @@ def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: fl
 def _prompt_tokens(
     model: "Llama",
     prompts: Any,
+    mask: Any,
     template: str | None,
     system: str | None,
     prepend_bos: bool | None,
-) -> Int[Tensor, "batch pos"]:
-    if isinstance(prompts, Tensor):
-        return model.to_tokens(prompts)
+) -> tuple[Int[Tensor, "batch pos"], Tensor]:
     if template not in (None, "chat"):
         raise InputError(f"template is {template!r}, but should be 'chat' or None")
+    if not isinstance(prompts, list | tuple | str):
+        if template is not None:
+            raise InputError("template='chat' goes with prompts that are texts")
+        return model.tokens_and_mask(prompts, mask)
     if isinstance(prompts, str):
         prompts = [prompts]
+    if any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise InputError("a conversation is a list of messages: put it into a list of prompts")
     chats = [prompt for prompt in prompts if _is_chat(prompt)]
     if chats and len(chats) < len(prompts):
         raise InputError("prompts are all texts or all conversations, not a mixture")
-    if template == "chat" and not chats:
+    if template == "chat" and not chats and all(isinstance(text, str) for text in prompts):
         first = [{"role": "system", "content": system}] if system is not None else []
         chats = [[*first, {"role": "user", "content": text}] for text in prompts]
     elif system is not None:
         raise InputError("system goes with template='chat' and prompts that are texts")
-    return model.chat_tokens(chats) if chats else model.to_tokens(prompts, prepend_bos)
+    if not chats:
+        return model.tokens_and_mask(prompts, mask, prepend_bos=prepend_bos)
+    rendered = [model._tokenizer().render_chat([dict(part) for part in chat]) for chat in chats]
+    return model.tokens_and_mask(rendered, prepend_bos=False)
 
 
 def _is_chat(prompt: Any) -> bool:

@@ -31,6 +31,7 @@ The scores, the pattern, `hook_result` and the `…_input` copies are computed o
 listens to them.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -88,7 +89,7 @@ class Block(nn.Module):
         hooks = (attn.hook_q_input, attn.hook_k_input, attn.hook_v_input)
         if not any(hook.listening for hook in hooks):
             return attn(normalized, normalized, normalized, reading)
-        if not torch.equal(normalized, self.ln1.unhooked(resid)):
+        if not torch.allclose(normalized, self.ln1.unhooked(resid), rtol=0, atol=0, equal_nan=True):
             raise InputError(
                 f"{self.ln1.hook_scale.name} or hook_normalized is edited while "
                 f"{hooks[0].name} (or k, v) is listened to, which has each head normalise a "
@@ -167,8 +168,9 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 `start_at_layer`, the residual stream [batch pos d_model] that enters that layer
                 (never edited).
             attention_mask: Which tokens are no padding [batch pos] (with `kv_cache` also [batch
-                all]). None: derived from pad tokens at the start of rows; pads at the end need no
-                mask.
+                all]). None: known for texts; for tokens, derived from pad tokens at the start of
+                rows (pads at the end need no mask; after what a `kv_cache` holds, and in a given
+                stream, all count as real).
             kv_cache: What was read before; this pass adds to it.
             start_at_layer: First layer to run, on a given stream; negative numbers count from the
                 end. None: all, from tokens.
@@ -176,7 +178,8 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 returned.
             logits_at: Compute logits at these positions only: an int, a slice, a list, or a tensor
                 [batch] with one for each row. The position axis stays.
-            return_type: "loss" for the next token's cross-entropy in nats, padding left out.
+            return_type: "loss" for the next token's cross-entropy in nats, in float32 at least;
+                what `attention_mask` (or the rule above) calls padding is left out.
             loss_per_token: Keep the losses apart [batch pos-1]; those of padding are 0.
             prepend_bos: Whether texts begin with the BOS token; None: the checkpoint's own rule.
 
@@ -188,29 +191,32 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 padding is ambiguous.
         """
         start, stop = self._layers(start_at_layer or 0, stop_at_layer)
+        partial = start_at_layer is not None or stop_at_layer is not None or logits_at is not None
+        if return_type != "logits" and (return_type != "loss" or partial):
+            raise InputError(
+                "return_type should be 'logits', or 'loss' for a run over whole sequences of tokens"
+            )
         tokens = None
         if start_at_layer is not None:
             resid, real = self._given_stream(input), attention_mask
         else:
-            tokens, real = self._tokens_and_mask(input, attention_mask, kv_cache, prepend_bos)
+            continued = kv_cache is not None and kv_cache.length > 0
+            tokens, real = self.tokens_and_mask(
+                input, attention_mask, prepend_bos=prepend_bos, continued=continued
+            )
             resid = self.hook_embed(self.embed(tokens))
+        new = resid.shape[1]
         reading, real = self._reading(resid, real, kv_cache)
         for block in self.blocks[start:stop]:
             resid = block(resid, reading)
+        if stop_at_layer is None:
+            chosen = resid if logits_at is None else _chosen(resid, logits_at)
+            resid = self.hook_logits(self.unembed(self.ln_final(chosen)))
         if kv_cache is not None:
-            kv_cache.advance(resid.shape[1], real)
-        if stop_at_layer is not None:
-            return resid
-        if logits_at is not None:
-            resid = _chosen(resid, logits_at)
-        logits = self.hook_logits(self.unembed(self.ln_final(resid)))
-        if return_type == "logits":
-            return logits
-        if return_type != "loss" or tokens is None or logits_at is not None:
-            raise InputError(
-                "return_type should be 'logits', or 'loss' for a run over whole sequences of tokens"
-            )
-        return _loss(logits, tokens, real, loss_per_token)
+            kv_cache.advance(new, real)
+        if return_type == "loss" and tokens is not None:
+            return _loss(resid, tokens, None if real is None else real[:, -new:], loss_per_token)
+        return resid
 
     def _layers(self, start: int, stop: int | None) -> tuple[int, int]:
         n = self.cfg.n_layers
@@ -229,16 +235,6 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 f"{self.cfg.d_model}], not {_described(resid)}"
             )
         return resid.clone()
-
-    def _tokens_and_mask(
-        self, input: Any, mask: Tensor | None, cache: KVCache | None, prepend_bos: bool | None
-    ) -> tuple[Int[Tensor, "batch pos"], Tensor | None]:
-        tokens = self.to_tokens(input, prepend_bos=prepend_bos)
-        continued = cache is not None and cache.length > 0
-        single_text = not isinstance(input, Tensor) and tokens.shape[0] == 1
-        if mask is None and not continued and not single_text:
-            mask = self.padding_mask(tokens)
-        return tokens, mask
 
     def _reading(
         self, resid: Stream, real: Tensor | None, cache: KVCache | None
@@ -278,7 +274,13 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 f"attention_mask has shape {tuple(real.shape)}, but should have {(batch, new)}"
                 + (f" or, with the cache, {(batch, past + new)}" if past else "")
             )
+        if ((real != 0) & (real != 1)).any():
+            raise InputError(
+                "attention_mask should be 1 for tokens and 0 for padding, nothing else"
+            )
         real = real.to(resid.device).bool()
+        if before is not None and before.shape[0] != batch:
+            raise InputError(f"the cache holds a batch of {before.shape[0]}, not of {batch}")
         if past and real.shape[1] == new:
             if before is None:
                 before = torch.ones(batch, past, dtype=torch.bool, device=resid.device)
@@ -319,11 +321,15 @@ def _chosen(
     if isinstance(at, slice):
         return resid[:, at]
     if isinstance(at, Tensor) and at.ndim == 1:
-        if at.shape[0] != batch or at.is_floating_point():
+        if at.shape[0] != batch or at.is_floating_point() or at.dtype == torch.bool:
             raise InputError(f"logits_at has {_described(at)}, but the batch has {batch} rows")
+        if at.min() < -n_pos or at.max() >= n_pos:
+            raise InputError(
+                f"logits_at has {at.tolist()}, but there are positions 0 to {n_pos - 1}"
+            )
         return resid[torch.arange(batch, device=resid.device), at.to(resid.device)][:, None]
-    wanted = [int(at)] if isinstance(at, int | Tensor) else list(at)
-    if any(not -n_pos <= position < n_pos for position in wanted):
+    wanted = list(at) if isinstance(at, Sequence) else [operator.index(at)]
+    if not wanted or any(not -n_pos <= position < n_pos for position in wanted):
         raise InputError(f"logits_at has {wanted}, but there are positions 0 to {n_pos - 1}")
     return resid[:, wanted]
 
@@ -334,6 +340,9 @@ def _loss(
     real: Bool[Tensor, "batch pos"] | None,
     per_token: bool,
 ) -> Float[Tensor, ""] | Float[Tensor, "batch next"]:
+    if tokens.shape[1] < 2:
+        raise InputError("a loss needs at least two tokens: the first has nothing to predict it")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     losses = losses.unflatten(0, (tokens.shape[0], -1))
     if real is None:

@@ -11,8 +11,6 @@ from llama_probe.errors import InputError
 from llama_probe.model.config import LlamaConfig
 from llama_probe.tokenizer import Tokenizer
 
-Message = dict[str, str]
-
 
 class ModelText:
     """Methods of `Llama` that turn text into tokens and back."""
@@ -40,9 +38,9 @@ class ModelText:
             raise InputError(
                 "the input is a dictionary: pass its 'input_ids', and its mask as well"
             )
+        if not _is_text(text):
+            return self._checked_tokens(_as_tensor(text))
         texts = [text] if isinstance(text, str) else text
-        if isinstance(texts, Tensor) or (len(texts) and not isinstance(texts[0], str)):
-            return self._checked_tokens(_as_tensor(texts))
         tokenizer = self._tokenizer()
         if not texts:
             raise InputError("there is no text to turn into tokens: the list is empty")
@@ -53,7 +51,8 @@ class ModelText:
                 raise InputError(
                     f"text {index} is empty; to start from the BOS token alone, pass its id"
                 )
-        return self.pad([tokenizer.encode(one, prepend_bos) for one in texts])
+        rows = [tokenizer.encode(one, prepend_bos) for one in texts]
+        return self._checked_tokens(self.pad(rows))
 
     def _checked_tokens(self, tokens: Tensor) -> Int[Tensor, "batch pos"]:
         rows = tokens[None] if tokens.ndim == 1 else tokens
@@ -70,28 +69,56 @@ class ModelText:
             )
         return rows.to(self.cfg.device).long()
 
-    def one_prompt(self, prompt: Any, prepend_bos: bool | None = None) -> Int[Tensor, "1 pos"]:
-        """Tokens of a single prompt, for analyses that take one.
+    def tokens_and_mask(
+        self,
+        prompt: Any,
+        attention_mask: Any = None,
+        *,
+        prepend_bos: bool | None = None,
+        continued: bool = False,
+    ) -> tuple[Int[Tensor, "batch pos"], Tensor]:
+        """Tokens, and which of them are no padding.
+
+        Of texts this is known; of token ids it is taken from pad tokens at the start of rows.
+
+        Args:
+            prompt: As for `to_tokens`.
+            attention_mask: What is known better; returned as it is.
+            prepend_bos: As for `to_tokens`.
+            continued: The tokens continue others: texts get no BOS of their own, and no token id
+                is taken for padding.
+
+        Raises:
+            InputError: As `to_tokens` and `padding_mask`.
+        """
+        is_text = _is_text(prompt)
+        if is_text and continued and prepend_bos is None:
+            prepend_bos = False
+        tokens = self.to_tokens(prompt, prepend_bos)
+        if attention_mask is not None:
+            mask = torch.as_tensor(attention_mask, device=tokens.device)
+            return tokens, mask[None] if mask.ndim == 1 else mask
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        if is_text:
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            for row, text in zip(mask, texts, strict=True):
+                row[: len(row) - len(self._tokenizer().encode(text, prepend_bos))] = False
+        elif not continued and (derived := self.padding_mask(tokens)) is not None:
+            mask = derived
+        return tokens, mask
+
+    def one_prompt(
+        self, prompt: Any, prepend_bos: bool | None = None
+    ) -> tuple[Int[Tensor, "1 pos"], Tensor]:
+        """Tokens and mask of a single prompt, for analyses that take one.
 
         Raises:
             InputError: There are several, or the prompt cannot be used.
         """
-        tokens = self.to_tokens(prompt, prepend_bos)
+        tokens, mask = self.tokens_and_mask(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(f"this analysis takes one prompt, not {tokens.shape[0]}")
-        return tokens
-
-    def chat_tokens(self, chats: Sequence[Sequence[Message]]) -> Int[Tensor, "batch pos"]:
-        """Tokens of conversations in the model's own chat template, ready for its reply.
-
-        Args:
-            chats: Conversations, each a list of messages `{"role": …, "content": …}`.
-
-        Raises:
-            InputError: There is no chat template, or it refuses the messages.
-        """
-        tokenizer = self._tokenizer()
-        return self.pad([tokenizer.encode_chat([dict(m) for m in chat]) for chat in chats])
+        return tokens, mask
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch pos"]:
         """Rows of token ids, padded on the left to one length.
@@ -99,7 +126,7 @@ class ModelText:
         Raises:
             InputError: A row is empty, or rows differ in length and there is no token to pad with.
         """
-        if not all(rows):
+        if not rows or not all(rows):
             raise InputError("a prompt has no tokens")
         length = max(map(len, rows))
         pad = self.pad_token_id
@@ -178,8 +205,18 @@ class ModelText:
         ids = self._tokenizer().encode(text, prepend_bos=False)
         if len(ids) != 1:
             parts = self._tokenizer().str_tokens(ids)
+            # SentencePiece puts a space of its own before a text that starts with one.
+            if len(ids) == 2 and parts[1] == text:
+                return ids[1]
             raise InputError(f"{text!r} is {len(ids)} tokens, not one: {parts}")
         return ids[0]
+
+
+def _is_text(prompt: Any) -> bool:
+    """Whether a prompt is a text or a list that starts with one, or is empty."""
+    if isinstance(prompt, str):
+        return True
+    return isinstance(prompt, list | tuple) and (not prompt or isinstance(prompt[0], str))
 
 
 def _as_tensor(ids: Any) -> Tensor:
@@ -187,6 +224,6 @@ def _as_tensor(ids: Any) -> Tensor:
         return torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"the input is a {type(ids).__name__} of {type(ids[0]).__name__}: it should be a text, "
-            "a list of texts, or token ids [batch pos]"
+            f"the input is a {type(ids).__name__}, but should be a text, a list of texts, or token "
+            "ids [batch pos] in rows of one length"
         ) from None
