@@ -258,7 +258,7 @@ def test_without_an_unembedding_it_is_the_embedding(folder):
     untied = load(folder)
     assert not untied.cfg.tied
     change_weights(folder, lambda t: t.pop("lm_head.weight"))
-    with pytest.raises(CheckpointError, match="no tensor 'lm_head.weight'"):
+    with pytest.raises(lp.CheckpointError, match="no tensor 'lm_head.weight'"):
         load(folder)  # config.json says that it is there
     change_config(folder, tie_word_embeddings=None)
     model = load(folder)
@@ -268,7 +268,7 @@ def test_without_an_unembedding_it_is_the_embedding(folder):
 
 
 def test_a_model_without_its_head_is_refused():
-    with pytest.raises(CheckpointError, match="no tensor 'lm_head.weight'"):
+    with pytest.raises(lp.CheckpointError, match="no tensor 'lm_head.weight'"):
         lp.from_transformers(tiny.make_hf("llama-gqa").model)
 
 
