@@ -16,7 +16,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@$(RUN) llama_probe.cli pull smollm2-135m-instruct
 	@$(RUN) llama_probe.cli demo
 
 test: setup

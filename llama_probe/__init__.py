@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_probe import plots as plots
+    from llama_probe import prompts as prompts
+    from llama_probe import stats as stats
     from llama_probe.checkpoints.load import from_transformers as from_transformers
     from llama_probe.checkpoints.load import load as load
     from llama_probe.checkpoints.save import save as save
@@ -54,7 +56,9 @@ _HOME = {
     "logit_lens": "llama_probe.lens",
     "patch": "llama_probe.patching",
     "plots": "llama_probe.plots",
+    "prompts": "llama_probe.prompts",
     "save": "llama_probe.checkpoints.save",
+    "stats": "llama_probe.stats",
 }
 
 __all__ = [
@@ -77,7 +81,9 @@ __all__ = [
     "logit_lens",
     "patch",
     "plots",
+    "prompts",
     "save",
+    "stats",
 ]
 
 # Hidden from type checkers, which would otherwise accept any attribute of the package.

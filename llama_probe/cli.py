@@ -55,8 +55,12 @@ def _options(
 @app.command()
 def demo(
     model: Annotated[
-        str, typer.Option(help="A catalogue name, a folder, a GGUF file or a hub name.")
-    ] = "smollm2-135m-instruct",
+        str | None,
+        typer.Option(
+            help="A catalogue name, a folder, a GGUF file or a hub name. Left out: SmolLM2, or "
+            "tiny-moe, which is part of this package, where SmolLM2 cannot be fetched."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path(
         "llama-probe-demo.html"
     ),
@@ -67,10 +71,23 @@ def demo(
     """Look into one prompt and write an interactive report about it."""
     from llama_probe.runner.demo import run_demo
 
-    report = run_demo(model, out).resolve()
+    report = run_demo(model or _at_hand(), out).resolve()
     typer.echo(f"Report: {report}")
     if open_:
         typer.launch(report.as_uri())
+
+
+def _at_hand() -> str:
+    """SmolLM2 if it is on disk or can be fetched, else the model that needs no network."""
+    from llama_probe.checkpoints import catalogue
+    from llama_probe.errors import DownloadError
+
+    try:
+        catalogue.pull("smollm2-135m-instruct")
+    except DownloadError as error:
+        typer.echo(f"{error}\nThe demo goes on with tiny-moe, which needs no network.", err=True)
+        return "tiny-moe"
+    return "smollm2-135m-instruct"
 
 
 @app.command()

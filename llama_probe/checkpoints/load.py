@@ -1,6 +1,7 @@
 """`lp.load`: from a name, a folder or a file to a model."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
     progress: bool = True,
 ) -> Llama:
     """Load a model, frozen and in evaluation mode.
 
     Args:
-        name: A catalogue name ("smollm2-135m-instruct"), a Hugging Face folder, a GGUF file, or a
-            name on the Hugging Face hub ("org/name"). What is not on disk is fetched.
+        name: A catalogue name ("tiny-moe", "smollm2-135m-instruct"), a Hugging Face folder, a GGUF
+            file, or a name on the Hugging Face hub ("org/name"). What is not on disk is fetched.
         device: "auto" takes a GPU where there is one.
         dtype: What the weights become; None: what they are in the checkpoint, and float32 for
             GGUF, whose weights are dequantised.
+        pretrained: False for a twin of the model with the random weights that training would
+            begin with: a baseline for whatever is found in the trained one. (It still carries
+            its tokens: a probe finds those in it.)
+        seed: Which random weights.
         progress: Show progress bars.
 
     Raises:
@@ -38,6 +45,11 @@ def load(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype is {dtype!r}, but should be a floating-point torch.dtype")
     options: dict[str, Any] = {"device": _device(device), "dtype": dtype, "progress": progress}
+    model = _found(name, options)
+    return model if pretrained else _twin(model, seed)
+
+
+def _found(name: str | Path, options: dict[str, Any]) -> Llama:
     path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     if path.is_dir():
         return huggingface.load_folder(path, **options)
@@ -46,14 +58,24 @@ def load(
     if path.suffix == ".gguf" or path.is_absolute() or str(name).startswith((".", "~")):
         raise CheckpointError(f"there is no folder or file {path}")
     if str(name) in catalogue.names():
-        file = catalogue.pull(str(name), progress=progress)
-        return gguf_llama.load_gguf(file, name=str(name), **options)
+        there = catalogue.pull(str(name), progress=bool(options["progress"]))
+        read = huggingface.load_folder if there.is_dir() else gguf_llama.load_gguf
+        return read(there, name=str(name), **options)
     if str(name).count("/") == 1:
         return huggingface.load_folder(_from_hub(str(name)), name=str(name), **options)
     raise UnknownNameError(
         f"{str(name)!r} is no folder, no file and no model of the catalogue"
         f"{near(str(name), catalogue.names())}; a model on the hub is called 'org/name'"
     )
+
+
+def _twin(model: Llama, seed: int) -> Llama:
+    """The same network with fresh random weights; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = Llama(replace(model.cfg, device=torch.device("cpu")), model.tokenizer)
+    twin = twin.to(device=model.cfg.device, dtype=model.cfg.dtype)
+    return twin.eval().requires_grad_(False)
 
 
 def from_transformers(hf_model: Any, tokenizer: Any = None) -> Llama:

@@ -1,0 +1,1 @@
+"""How tiny-moe is made: its words, its texts, its exam, its training."""
