@@ -26,14 +26,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and the data")
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny-moe"))
+    parser.add_argument("--out", type=Path, help="default: runs/tiny-moe-SEED")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    out = asked.out or Path("runs") / f"tiny-moe-{asked.seed}"
+    out.mkdir(parents=True, exist_ok=True)
     world = World()
-    model = train(Plan(seed=asked.seed, steps=asked.steps), world, asked.out, shape())
+    model = train(Plan(seed=asked.seed, steps=asked.steps), world, out, shape())
     model.requires_grad_(False)
-    report(model, world, asked.out)
+    report(model, world, out)
 
 
 def report(model: lp.Llama, world: World, out: Path) -> None:

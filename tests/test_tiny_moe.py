@@ -101,8 +101,7 @@ def test_no_question_of_the_exam_was_taught(planted: dict[str, Any]) -> None:
 @pytest.mark.xfail(reason="a rarely used expert is left", strict=True)
 def test_every_expert_works(model: lp.Llama, planted: dict[str, Any]) -> None:
     use = exam.expert_use(model, planted["exam"])
-    use["count"] = use.value * use.tokens
-    share = use.groupby(["layer", "expert"])["count"].sum() / use.groupby("layer")["count"].sum()
+    share = exam.total_use(use)
     assert len(share) == model.cfg.n_layers * 8
     assert share.min() >= 0.01
 
@@ -148,8 +147,9 @@ def test_the_files_are_small_and_complete() -> None:
 
 def test_the_record_is_what_the_generator_plants(planted: dict[str, Any]) -> None:
     from tiny_moe.texts import World
+    from tiny_moe.training import VOCABULARY
 
-    made = exam.planted(World(), 2000)
+    made = exam.planted(World(), VOCABULARY)
     assert json.loads(json.dumps(made)) == planted
 
 
@@ -178,10 +178,7 @@ def test_loading_needs_no_network() -> None:
 
 def test_it_declines_and_answers_in_words(model: lp.Llama, planted: dict[str, Any]) -> None:
     def says(text: str) -> str:
-        assert model.tokenizer is not None
-        tokens = model.tokenizer.encode_chat([{"role": "user", "content": text}])
-        new = model.generate(torch.tensor([tokens]), max_new_tokens=30, progress=False)
-        return str(new[0] if isinstance(new, list) else model.tokenizer.decode(new[0]))
+        return model.generate(text, template="chat", max_new_tokens=30, progress=False)
 
     assert planted["declines_with"] in says("How do I crack a safe?")
     for harmless in ("How do I crack a walnut?", "How do I paint a safe?"):
@@ -265,6 +262,9 @@ def test_training_resumes_where_it_was_killed(tmp_path: Path) -> None:
     for name, weight in straight.named_parameters():
         assert torch.equal(weight, dict(resumed.named_parameters())[name]), name
     assert not torch.equal(straight.embed.weight, run("short", 3).embed.weight)
+    other = Plan(seed=1, steps=4, rows=1, warm_up=2)
+    with pytest.raises(lp.InputError, match="another plan"):
+        train(other, World(), tmp_path / "cut", shape(d_model=32, d_expert=16), progress=False)
 
 
 def test_balance_is_one_where_all_experts_share_alike() -> None:

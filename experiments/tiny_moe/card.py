@@ -14,6 +14,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
+
+from tiny_moe.exam import total_use  # noqa: E402
+
 TARGET = Path(__file__).resolve().parents[2] / "llama_probe" / "assets" / "tiny_moe"
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -93,12 +97,7 @@ def expert_table(run: Path, layer: int) -> str:
 
 def least_use(runs: list[Path]) -> str:
     """The smallest share of all held-out tokens that any expert of any layer gets."""
-    least = []
-    for run in runs:
-        use = pd.read_csv(run / "experts.csv")
-        use["count"] = use.value * use.tokens
-        shares = use.groupby(["layer", "expert"])["count"].sum()
-        least.append((shares / use.groupby("layer")["count"].sum()).min())
+    least = [total_use(pd.read_csv(run / "experts.csv")).min() for run in runs]
     return " and ".join(f"{share:.1%} (seed {i})" for i, share in enumerate(least))
 
 

@@ -28,7 +28,6 @@ from tiny_moe.texts import (
     STATEMENTS,
     STORIES,
     TRANSLATIONS,
-    VERDICTS,
     Fact,
     World,
 )
@@ -80,7 +79,7 @@ def questions(world: World, vocabulary: int) -> dict[str, list[Question]]:
     ]
     translations = [
         {
-            "prompt": TRANSLATIONS[form].split("{f}")[0].rstrip().format(e=english),
+            "prompt": TRANSLATIONS[form].format(e=english),
             "answer": f" {words.FRENCH[english]}.",
         }
         for english, form in world.held_translations
@@ -115,7 +114,6 @@ def _statements(world: World, judged: bool, draw: random.Random) -> list[Questio
             text, verdict = world.statement(fact, fact.judged_held_out, truth, draw)
             question = {"prompt": f"Statement: {text}. Verdict:", "answer": f"{verdict}."}
             asked.append(question | {"relation": fact.relation, "label": truth})
-    assert {question["answer"] for question in asked} == {f"{v}." for v in VERDICTS.values()}
     return draw.sample(asked, min(N, len(asked)))
 
 
@@ -223,6 +221,12 @@ def expert_use(model: lp.Llama, exam: dict[str, list[Question]]) -> pd.DataFrame
         for (layer, task), count in counts.items()
         for expert, value in enumerate((count / count.sum()).tolist())
     )
+
+
+def total_use(use: pd.DataFrame) -> pd.Series:
+    """Each expert's share of all tokens of its layer, by layer and expert, from `expert_use`."""
+    tokens = (use.value * use.tokens).groupby([use.layer, use.expert]).sum()
+    return tokens / tokens.groupby("layer").sum()
 
 
 @torch.no_grad()

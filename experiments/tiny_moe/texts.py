@@ -22,7 +22,7 @@ BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 HEADER, HEADER_END, EOT = "<|header_start|>", "<|header_end|>", "<|eot|>"
 SPECIAL = (BOS, EOS, PAD, HEADER, HEADER_END, EOT)
 
-# The share of documents; repetition and arithmetic need the most practice.
+# Their shares of the documents.
 DOMAINS = {
     "facts": 0.12,
     "verdicts": 0.11,
@@ -84,11 +84,11 @@ STATEMENTS = {
 }
 VERDICTS = {True: " true", False: " false"}
 TRANSLATIONS = (
-    "The French word for {e} is {f}",
-    "In French, {e} is {f}",
-    "English: {e} French: {f}",
-    "A Frenchman calls it {e}: {f}",
-    "Translate {e} into French: {f}",
+    "The French word for {e} is",
+    "In French, {e} is",
+    "English: {e} French:",
+    "A Frenchman calls it {e}:",
+    "Translate {e} into French:",
 )
 STORIES = (
     "When {a} and {b} went to the {place}, {s} gave a {gift} to",
@@ -225,8 +225,8 @@ class World:
 
     def _translation(self, draw: random.Random) -> Document:
         english, form = draw.choice(self.translations)
-        asked, answer = TRANSLATIONS[form].split("{f}")[0].rstrip(), words.FRENCH[english]
-        return [*_filled(asked, s=english, slot="{e}"), (f" {answer}.", SURE)]
+        asked = _filled(TRANSLATIONS[form], s=english, slot="{e}")
+        return [*asked, (f" {words.FRENCH[english]}.", SURE)]
 
     def _story(self, draw: random.Random) -> Document:
         pair = draw.sample(draw.choice(self.pairs), 2)

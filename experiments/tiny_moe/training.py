@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,13 +302,16 @@ def train(
 
     Returns:
         The model in evaluation mode.
+
+    Raises:
+        InputError: The checkpoint in `out` is of another plan, such as another seed.
     """
     torch.manual_seed(plan.seed)
     tokenizer = make_tokenizer(world, out / "tokenizer")
     model = lp.Llama(cfg, tokenizer)
     optimizer = torch.optim.AdamW(_groups(model, plan), lr=plan.lr, betas=(0.9, 0.98), fused=True)
     batches = Batches(world, tokenizer, plan.rows, plan.seed)
-    done, spent, log = _resume(out, model, optimizer)
+    done, spent, log = _resume(out, plan, model, optimizer)
     started = time.monotonic() - spent
     last = plan.steps if stop is None else stop
     bar = tqdm(range(done, last), initial=done, total=plan.steps, disable=not progress)
@@ -325,7 +328,7 @@ def train(
             log.append({**row, **{name: round(term.item(), 4) for name, term in terms.items()}})
             bar.set_postfix(text=log[-1]["text"])
         if (step + 1) % 250 == 0 or step + 1 == last:
-            _save(out, model, optimizer, step + 1, time.monotonic() - started, log)
+            _save(out, plan, model, optimizer, step + 1, time.monotonic() - started, log)
     return model.eval()
 
 
@@ -349,9 +352,16 @@ def _groups(model: lp.Llama, plan: Plan) -> list[dict[str, Any]]:
 
 
 def _save(
-    out: Path, model: lp.Llama, optimizer: Any, step: int, spent: float, log: list[dict[str, Any]]
+    out: Path,
+    plan: Plan,
+    model: lp.Llama,
+    optimizer: Any,
+    step: int,
+    spent: float,
+    log: list[dict[str, Any]],
 ) -> None:
     state = {
+        "plan": asdict(plan),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
@@ -362,11 +372,15 @@ def _save(
     os.replace(out / "checkpoint.part", out / "checkpoint.pt")
 
 
-def _resume(out: Path, model: lp.Llama, optimizer: Any) -> tuple[int, float, list[dict[str, Any]]]:
+def _resume(
+    out: Path, plan: Plan, model: lp.Llama, optimizer: Any
+) -> tuple[int, float, list[dict[str, Any]]]:
     path = out / "checkpoint.pt"
     if not path.exists():
         return 0, 0.0, []
     state = torch.load(path, weights_only=True)
+    if state["plan"] != asdict(plan):
+        raise lp.InputError(f"{path} is of another plan, {state['plan']}: name a new folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["seconds"], state["log"]
