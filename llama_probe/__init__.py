@@ -28,11 +28,20 @@ if TYPE_CHECKING:
     from llama_probe.hooks import ActivationCache as ActivationCache
     from llama_probe.hooks import act_name as act_name
     from llama_probe.lens import direct_logit_attribution as direct_logit_attribution
+    from llama_probe.lens import head_scores as head_scores
     from llama_probe.lens import logit_lens as logit_lens
+    from llama_probe.lens import rope_contributions as rope_contributions
+    from llama_probe.lens import rope_distance as rope_distance
     from llama_probe.model.config import LlamaConfig as LlamaConfig
     from llama_probe.model.llama import Llama as Llama
+    from llama_probe.patching import ablate_each as ablate_each
+    from llama_probe.patching import agreement as agreement
+    from llama_probe.patching import attribution_patch as attribution_patch
+    from llama_probe.patching import kl as kl
     from llama_probe.patching import logit_diff as logit_diff
     from llama_probe.patching import patch as patch
+    from llama_probe.patching import path_patch as path_patch
+    from llama_probe.patching import prob as prob
 
 __version__ = "0.1.0"
 
@@ -48,15 +57,24 @@ _HOME = {
     "LlamaConfig": "llama_probe.model.config",
     "LlamaProbeError": "llama_probe.errors",
     "UnknownNameError": "llama_probe.errors",
+    "ablate_each": "llama_probe.patching",
     "act_name": "llama_probe.hooks",
+    "agreement": "llama_probe.patching",
+    "attribution_patch": "llama_probe.patching",
     "direct_logit_attribution": "llama_probe.lens",
     "from_transformers": "llama_probe.checkpoints.load",
+    "head_scores": "llama_probe.lens",
+    "kl": "llama_probe.patching",
     "load": "llama_probe.checkpoints.load",
     "logit_diff": "llama_probe.patching",
     "logit_lens": "llama_probe.lens",
     "patch": "llama_probe.patching",
+    "path_patch": "llama_probe.patching",
     "plots": "llama_probe.plots",
+    "prob": "llama_probe.patching",
     "prompts": "llama_probe.prompts",
+    "rope_contributions": "llama_probe.lens",
+    "rope_distance": "llama_probe.lens",
     "save": "llama_probe.checkpoints.save",
     "stats": "llama_probe.stats",
 }
@@ -76,12 +94,21 @@ __all__ = [
     "act_name",
     "direct_logit_attribution",
     "from_transformers",
+    "head_scores",
     "load",
     "logit_diff",
     "logit_lens",
+    "ablate_each",
+    "agreement",
+    "attribution_patch",
+    "kl",
+    "path_patch",
+    "prob",
     "patch",
     "plots",
     "prompts",
+    "rope_contributions",
+    "rope_distance",
     "save",
     "stats",
 ]

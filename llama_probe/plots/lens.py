@@ -15,6 +15,8 @@ _MOST_COLUMNS_WITH_TEXT = 40
 _PIXELS = 700  # how wide the cells of a figure are together, on a page of usual width
 _LETTER = 0.62  # how wide a letter is, in font sizes
 _EMBED = -1  # the row below layer 0
+# Kinds of parts that are drawn as bars; several of one layer are summed.
+_BARS = ("mlp", "expert", "shared", "neuron", "rest", "bias", "embed")
 
 
 def logit_lens(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
@@ -86,8 +88,8 @@ def direct_logit_attribution(frame: pd.DataFrame, title: str | None = None) -> g
 
     Args:
         frame: One row for each part, as the analysis of the same name gives: `component`, `kind`
-            ("embed", "head", "mlp", "bias"), `layer`, `head` (missing where there is none), `value`
-            in logits.
+            ("embed", "head", "mlp", "expert", "shared", "neuron", "rest", "bias"), `layer`, `head`
+            (missing where there is none), `value` in logits.
         title: The figure's title, as plain text; None: what the parts sum to.
 
     Raises:
@@ -95,9 +97,11 @@ def direct_logit_attribution(frame: pd.DataFrame, title: str | None = None) -> g
             two rows stand for the same part.
     """
     check(frame, "component", "kind", "layer", "head", "value")
-    unknown = set(frame["kind"]) - {"embed", "head", "mlp", "bias"}
+    unknown = set(frame["kind"]) - {"head", *_BARS}
     if unknown:
-        raise InputError(f"kind is {min(unknown)!r}, but should be embed, head, mlp or bias")
+        raise InputError(
+            f"kind is {min(unknown)!r}, but should be head, {', '.join(_BARS[:-1])} or {_BARS[-1]}"
+        )
     heads = rows(frame, frame["kind"] == "head")
     if heads.empty:
         raise InputError("the frame has no rows of kind 'head', so there is no heat map to draw")
@@ -117,23 +121,25 @@ def direct_logit_attribution(frame: pd.DataFrame, title: str | None = None) -> g
     trace = cell_trace(cells.numbers(heads, "value"), cells, "contribution (logits)", True)
     trace.hovertemplate = "layer %{y}, head %{x}<br>%{z:.3f} logits<extra></extra>"
     figure.add_trace(trace, row=1, col=2)
-    bars = [_bars(frame, kind) for kind in ("mlp", "bias", "embed")]
+    bars = [_bars(frame, kind) for kind in _BARS]
     figure.add_traces([bar for bar in bars if bar is not None], rows=1, cols=1)
     _lay_out(figure, cells, title)
     return figure
 
 
 def _bars(frame: pd.DataFrame, kind: str) -> go.Bar | None:
-    """One kind's bars, a layer each; None if the frame has none."""
+    """One kind's bars, its sum in each layer; None if the frame has none."""
     part = rows(frame, frame["kind"] == kind)
     if part.empty:
         return None
-    layers = np.full(len(part), _EMBED) if kind == "embed" else numbers(part, "layer").astype(int)
-    if len(set(layers.tolist())) < len(part):
+    if part.duplicated(["layer", "component"]).any():
         raise InputError(f"two rows of kind {kind!r} stand for the same part of the model")
+    at = np.full(len(part), _EMBED) if kind == "embed" else numbers(part, "layer").astype(int)
+    layers, row = np.unique(at, return_inverse=True)
+    sums = np.bincount(row, weights=numbers(part, "value")).astype(np.float32)
     where = "embedding" if kind == "embed" else f"layer %{{y}} {kind}"
     return go.Bar(
-        x=numbers(part, "value"),
+        x=sums,
         y=layers,
         orientation="h",
         name=kind,

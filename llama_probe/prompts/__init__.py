@@ -4,6 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llama_probe.prompts.facts import factual_pairs
+from llama_probe.prompts.indirect_object import indirect_object
+
+__all__ = ["factual_pairs", "indirect_object", "planted"]
+
 _TINY_MOE = Path(__file__).resolve().parent.parent / "assets" / "tiny_moe" / "planted.json"
 
 
