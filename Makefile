@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 # Written only after pip has succeeded, so that an interrupted set-up is done again.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast check lab bench
+.PHONY: setup demo test test-fast check lab notebooks bench
 
 setup: $(STAMP)
 
@@ -30,7 +30,12 @@ check: setup
 	@$(RUN) pyright
 
 lab: setup
-	@$(RUN) jupyterlab
+	@$(RUN) jupyterlab --LabApp.default_url=/lab/tree/notebooks
+
+# After an edit of a notebook or its .py: takes the newer one for both, and strips the outputs.
+notebooks: setup
+	@$(RUN) jupytext --quiet --sync notebooks/*.py
+	@$(RUN) nbconvert --log-level WARN --clear-output --inplace notebooks/*.ipynb
 
 bench: setup
 	@$(RUN) benchmarks

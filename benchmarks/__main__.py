@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks import loading, speed
+from benchmarks import loading, patching, speed
 from benchmarks.measure import Row
 
 _HEAD = (
@@ -33,6 +33,8 @@ def main() -> None:
         "experts": speed.experts,
         "loading": loading.loading,
         "memory": loading.attention_memory,
+        "patching": lambda: patching.sweeps(*speed.smollm2()),
+        "patching-batch": lambda: patching.batch(speed.smollm2()[0]),
     }
     names = sys.argv[1:] or list(benches)
     if unknown := set(names) - set(benches):

@@ -63,6 +63,15 @@ def fastest(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return best
 
 
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """The CPU seconds of one call, for what takes too long to be called again and again."""
+    torch.set_num_threads(1)
+    before = time.process_time()
+    with torch.no_grad():
+        call()
+    return time.process_time() - before
+
+
 def peak_megabytes(program: str) -> float:
     """The most resident memory of a fresh interpreter that runs a program (Linux only).
 
