@@ -309,7 +309,8 @@ class HookedModel(HookedRootModule):
 
         Raises:
             HookNameError: The filter matches nothing.
-            InputError: `remove_batch_dim` with a batch of more than one.
+            InputError: `remove_batch_dim` with a batch of more than one, or there is no such
+                position.
         """
         names = match_names(names_filter, self.hook_dict)
         keep = Slice.unwrap(pos_slice)
@@ -318,7 +319,13 @@ class HookedModel(HookedRootModule):
         def store(tensor: Tensor, name: str) -> None:
             axis = 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
             whole = tensor.detach()
-            tensor = keep.apply(whole, dim=axis)
+            try:
+                tensor = keep.apply(whole, dim=axis)
+            except IndexError:
+                raise InputError(
+                    f"pos_slice is {pos_slice}, but {name} has {whole.shape[axis]} positions here "
+                    "(logits_at leaves some of them out after the last layer)"
+                ) from None
             # A view would keep the whole tensor in memory.
             tensor = tensor.clone() if tensor.numel() < whole.numel() else tensor
             tensor = tensor if device is None else tensor.to(device)

@@ -167,6 +167,12 @@ def test_pos_slice_cuts_the_position_axis_of_every_hook(family, cut):
         assert torch.equal(cuts[name], expected), name
 
 
+def test_a_position_that_is_not_there_gets_a_sentence():
+    model = tiny.make("llama-gqa")
+    with pytest.raises(InputError, match="pos_slice is 3, but ln_final.hook_scale has 1"):
+        model.run_with_cache(TOKENS, names_filter="ln_final.hook_scale", pos_slice=3, logits_at=-1)
+
+
 def test_an_unfiltered_cache_leaves_out_what_multiplies_memory():
     model = model_of("qwen2-moe")
     _, kept = model.run_with_cache(TOKENS)

@@ -287,9 +287,7 @@ class Llama(ModelText, ModelWeights, HookedModel):
             real = torch.cat((before, real), dim=1)
         return None if real.all() else real
 
-    def generate(self, prompts: Any, **options: Any) -> Any:
-        """Continue prompts; see `llama_probe.model.generation.generate` for the options."""
-        return generation.generate(self, prompts, **options)
+    generate = generation.generate
 
     def __repr__(self) -> str:
         """One line; `hook_dict` has the names of the hooks."""

@@ -40,6 +40,10 @@ class ModelText:
             )
         if not _is_text(text):
             return self._checked_tokens(_as_tensor(text))
+        return self._checked_tokens(self.pad(self._encoded(text, prepend_bos)))
+
+    def _encoded(self, text: Any, prepend_bos: bool | None) -> list[list[int]]:
+        """The token ids of each text."""
         texts = [text] if isinstance(text, str) else text
         tokenizer = self._tokenizer()
         if not texts:
@@ -51,8 +55,7 @@ class ModelText:
                 raise InputError(
                     f"text {index} is empty; to start from the BOS token alone, pass its id"
                 )
-        rows = [tokenizer.encode(one, prepend_bos) for one in texts]
-        return self._checked_tokens(self.pad(rows))
+        return [tokenizer.encode(one, prepend_bos) for one in texts]
 
     def _checked_tokens(self, tokens: Tensor) -> Int[Tensor, "batch pos"]:
         rows = tokens[None] if tokens.ndim == 1 else tokens
@@ -91,21 +94,23 @@ class ModelText:
         Raises:
             InputError: As `to_tokens` and `padding_mask`.
         """
-        is_text = _is_text(prompt)
-        if is_text and continued and prepend_bos is None:
-            prepend_bos = False
-        tokens = self.to_tokens(prompt, prepend_bos)
+        lengths = None
+        if _is_text(prompt):
+            rows = self._encoded(
+                prompt, False if continued and prepend_bos is None else prepend_bos
+            )
+            lengths = torch.tensor([len(row) for row in rows], device=self.cfg.device)
+            tokens = self._checked_tokens(self.pad(rows))
+        else:
+            tokens = self.to_tokens(prompt)
         if attention_mask is not None:
             mask = torch.as_tensor(attention_mask, device=tokens.device)
             return tokens, mask[None] if mask.ndim == 1 else mask
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        if is_text:
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            for row, text in zip(mask, texts, strict=True):
-                row[: len(row) - len(self._tokenizer().encode(text, prepend_bos))] = False
-        elif not continued and (derived := self.padding_mask(tokens)) is not None:
-            mask = derived
-        return tokens, mask
+        if lengths is not None:
+            n_pos = tokens.shape[1]
+            return tokens, torch.arange(n_pos, device=tokens.device) >= n_pos - lengths[:, None]
+        derived = None if continued else self.padding_mask(tokens)
+        return tokens, torch.ones_like(tokens, dtype=torch.bool) if derived is None else derived
 
     def one_prompt(
         self, prompt: Any, prepend_bos: bool | None = None

@@ -5,8 +5,20 @@ makes it fit a dark page. A frame draws the same after `pandas.concat` and a CSV
 """
 
 from llama_probe.plots.attention import attention
+from llama_probe.plots.heads import head_scores
 from llama_probe.plots.heatmap import heatmap
 from llama_probe.plots.lens import direct_logit_attribution, logit_lens
-from llama_probe.plots.patching import patch
+from llama_probe.plots.patching import agreement, patch
+from llama_probe.plots.rope import rope_contributions, rope_distance
 
-__all__ = ["attention", "direct_logit_attribution", "heatmap", "logit_lens", "patch"]
+__all__ = [
+    "agreement",
+    "attention",
+    "direct_logit_attribution",
+    "head_scores",
+    "heatmap",
+    "logit_lens",
+    "patch",
+    "rope_contributions",
+    "rope_distance",
+]

@@ -1,14 +1,17 @@
-"""The figure of activation patching."""
+"""Figures of activation patching: a map of effects, and estimates against exact effects."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from llama_probe.errors import InputError
-from llama_probe.plots.frames import SMALL, check, column, grid
+from llama_probe.plots import theme
+from llama_probe.plots.frames import SMALL, check, column, grid, numbers
 from llama_probe.plots.heatmap import cell_figure, cell_trace, token_names
+from llama_probe.plots.labels import escape
 
 # Whichever of two comes first runs to the right.
-_AXES = ("pos", "head", "site", "layer")
+_AXES = ("pos", "head", "expert", "neuron", "site", "layer")
 
 
 def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
@@ -16,9 +19,9 @@ def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
 
     Args:
         frame: One row for each patch, as the analysis of the same name gives: `effect` (0: nothing
-            changed; 1: all restored), two of `layer`, `pos`, `head` and `site` that vary, `token`
-            (the text at `pos`) for the labels and `metric` (the patched run's) for the hover, if
-            they are there.
+            changed; 1: all of it), two of `layer`, `pos`, `head`, `expert`, `neuron` and `site`
+            that vary, and if they are there `token` (the text at `pos`) for the labels and, for the
+            hover, `metric` (the patched run's) or `ci_low`, `ci_high` and `n`.
         title: The figure's title, as plain text; None: the site.
 
     Raises:
@@ -32,13 +35,11 @@ def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     check(frame, "effect")
     x, y = _axes(frame)
     cells = grid(frame, x, y)
-    trace = cell_trace(
-        cells.numbers(frame, "effect"), cells, "effect (0: corrupted, 1: clean)", True
-    )
+    trace = cell_trace(cells.numbers(frame, "effect"), cells, "effect (0: none, 1: all)", True)
     measured = ""
-    if _has_metric(frame) and cells.size() <= SMALL:
-        trace.customdata = cells.numbers(frame, "metric")
-        measured = "<br>metric %{customdata:.3f}"
+    if cells.size() <= SMALL and (texts := _hovers(frame)):
+        trace.customdata = cells.texts(texts)
+        measured = "%{customdata}"
     names = {"pos": "position"}
     trace.hovertemplate = (
         f"{names.get(x, x)} %{{x}}<br>{names.get(y, y)} %{{y}}"
@@ -60,13 +61,11 @@ def _axes(frame: pd.DataFrame) -> tuple[str, str]:
             f"choose rows, such as frame[frame[{vary[0]!r}] == {frame[vary[0]].iloc[0]!r}]"
         )
     # A layer is what one expects on y, even if there is only one.
-    still = [name for name in ("layer", "pos", "head", "site") if name in present]
+    still = [name for name in ("layer", *_AXES[:-1]) if name in present]
     chosen = [*vary, *(name for name in still if name not in vary)][:2]
     if len(chosen) < 2:
         has = ", ".join(map(str, frame.columns))
-        raise InputError(
-            f"the frame needs two of the columns layer, pos, head and site; it has: {has}"
-        )
+        raise InputError(f"the frame needs two of the columns {', '.join(_AXES)}; it has: {has}")
     first, second = sorted(chosen, key=_AXES.index)
     return first, second
 
@@ -76,5 +75,63 @@ def _given(frame: pd.DataFrame, name: str) -> pd.Series:
     return column(frame, name).notna() & (column(frame, name).astype(str) != "")
 
 
-def _has_metric(frame: pd.DataFrame) -> bool:
-    return "metric" in frame and pd.api.types.is_numeric_dtype(frame["metric"])
+def _hovers(frame: pd.DataFrame) -> list[str]:
+    """For each row its metric and its interval, as far as the frame has them."""
+    texts = [""] * len(frame)
+    if "metric" in frame and pd.api.types.is_numeric_dtype(frame["metric"]):
+        texts = [f"<br>metric {value:.3f}" for value in numbers(frame, "metric")]
+    if not {"ci_low", "ci_high", "n"} <= set(frame.columns):
+        return texts if any(texts) else []
+    bounds = zip(*(numbers(frame, name) for name in ("ci_low", "ci_high", "n")), strict=True)
+    return [
+        f" ({low:.3f} to {high:.3f}, n = {n:.0f}){text}" if low == low else text
+        for text, (low, high, n) in zip(texts, bounds, strict=True)
+    ]
+
+
+def agreement(exact: pd.DataFrame, estimate: pd.DataFrame, title: str | None = None) -> go.Figure:
+    """Estimated effects against exact ones, a point for each patch, coloured by site.
+
+    Args:
+        exact: Of exact patching: `site`, `effect` and the cells' columns.
+        estimate: The same cells, estimated.
+        title: The figure's title, as plain text.
+
+    Raises:
+        InputError: A column is missing, or no cell is in both frames.
+
+    >>> frame = pd.DataFrame({"layer": [0, 1], "site": "z", "effect": [0.1, 0.9]})
+    >>> agreement(frame, frame).data[0].mode
+    'markers'
+    """
+    check(exact, "site", "effect")
+    check(estimate, "site", "effect")
+    keys = [name for name in (*_AXES, "prompt") if name in exact and name in estimate]
+    both = exact.merge(estimate, on=keys, suffixes=("", "_estimate"))
+    if both.empty:
+        raise InputError("the two frames have no cell in common")
+    figure = go.Figure(layout={"showlegend": True, **theme.chart(title)})
+    effects = [numbers(both, name) for name in ("effect", "effect_estimate")]
+    low, high = (float(f(np.concatenate(effects))) for f in (np.nanmin, np.nanmax))
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", name="equal", hoverinfo="skip",
+        line={"dash": "dot", "color": "#9aa5b1"},
+    )  # fmt: skip
+    for index, (site, part) in enumerate(both.groupby("site", sort=False)):
+        names = [name for name in keys if name != "site" and part[name].notna().all()]
+        where = part[names].apply(
+            lambda row: ", ".join(f"{name} {row[name]}" for name in row.index), axis=1
+        )
+        figure.add_scatter(
+            x=numbers(part, "effect"),
+            y=numbers(part, "effect_estimate"),
+            mode="markers",
+            name=escape(str(site)),
+            marker={"size": 7, "opacity": 0.7, "symbol": index % 8},
+            text=[escape(text) for text in where],
+            hovertemplate="%{text}<br>exact %{x:.3f}, estimate %{y:.3f}<extra></extra>",
+        )
+    figure.data = figure.data[1:] + figure.data[:1]
+    figure.update_xaxes(title_text="exact effect", zeroline=True)
+    figure.update_yaxes(title_text="estimated effect", zeroline=True)
+    return figure

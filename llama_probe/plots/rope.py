@@ -41,12 +41,11 @@ def rope_contributions(frame: pd.DataFrame, title: str | None = None) -> go.Figu
         where = f"L{layer} H{head}, position {query} looking at {key}"
         title = f"{where}: the pairs sum to {value.sum(dtype=float):.2f}"
     layout = {
-        "template": theme.LIGHT,
         "barmode": "overlay",
         "xaxis": axis(pairs, "rotary pair (0 turns fastest)", {}, x=True),
         "yaxis": {"title": {"text": _SCORE}, "zeroline": True},
     }
-    return go.Figure([at_most, share], layout | theme.heading(title))
+    return go.Figure([at_most, share], theme.chart(title) | layout)
 
 
 def rope_distance(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
@@ -67,7 +66,7 @@ def rope_distance(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     frame = frame.assign(**{name: numbers(frame, name) for name in columns})
     if frame.duplicated(columns).any():
         raise InputError("two rows share a line (layer, head, query, key) and a distance")
-    figure = go.Figure(layout={"template": theme.LIGHT, "showlegend": True, **theme.heading(title)})
+    figure = go.Figure(layout={"showlegend": True, **theme.chart(title)})
     lines = frame.sort_values("distance").groupby(_LINE, dropna=False)
     for line, part in lines:
         name = _named(*cast(tuple[float, float, float, float], line))

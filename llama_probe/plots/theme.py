@@ -80,3 +80,12 @@ def heading(title: str | None) -> dict[str, Any]:
         title: Plain text.
     """
     return {"title": {"text": escape(title)}} if title else {"margin": {"t": 20}}
+
+
+def chart(title: str | None) -> dict[str, Any]:
+    """The layout of lines, points and bars: no ground of its own, which is for empty cells.
+
+    Args:
+        title: Plain text.
+    """
+    return {"template": LIGHT, "plot_bgcolor": "rgba(0,0,0,0)", **heading(title)}
