@@ -46,7 +46,7 @@ def card_table(heading: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("task", "least"),
     [
-        pytest.param("facts", 0.95, marks=pytest.mark.xfail(reason="0.91 so far", strict=True)),
+        ("facts", 0.95),
         ("indirect object", 0.95),
         ("induction", 0.9),
         ("arithmetic", 0.9),
@@ -98,21 +98,26 @@ def test_no_question_of_the_exam_was_taught(planted: dict[str, Any]) -> None:
     assert not {word for word in unseen if not word.isdigit()}, "every word of it was seen"
 
 
-@pytest.mark.xfail(reason="a rarely used expert is left", strict=True)
-def test_every_expert_works(model: lp.Llama, planted: dict[str, Any]) -> None:
-    use = exam.expert_use(model, planted["exam"])
+@pytest.fixture(scope="module")
+def use(model: lp.Llama, planted: dict[str, Any]) -> pd.DataFrame:
+    return exam.expert_use(model, planted["exam"])
+
+
+def test_every_expert_works(model: lp.Llama, use: pd.DataFrame) -> None:
     share = exam.total_use(use)
     assert len(share) == model.cfg.n_layers * 8
+    assert np.allclose(share.groupby("layer").sum(), 1)
     assert share.min() >= 0.01
 
 
-def test_the_planted_routing_is_there(model: lp.Llama, planted: dict[str, Any]) -> None:
-    use = exam.expert_use(model, planted["exam"])
+def test_the_planted_routing_is_there(use: pd.DataFrame, planted: dict[str, Any]) -> None:
     use = use[use.layer == planted["planted_layer"]]
     for domain, task in (
         ("facts", "facts"),
+        ("verdicts", "verdicts"),
         ("arithmetic", "arithmetic"),
         ("code", "code"),
+        ("translation", "translation"),
         ("stories", "indirect object"),
         ("repetition", "induction"),
         ("chat", "restricted"),

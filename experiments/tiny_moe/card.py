@@ -1,22 +1,14 @@
-"""Install a training run as the model in the box, with a model card that shows its figures.
-
-    python experiments/tiny_moe/card.py runs/tiny-moe-0 runs/tiny-moe-1
-
-takes the model from the first folder and, for the card, the figures of both.
-"""
+"""The model card: installs a training run as the model in the box, and shows its figures."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-
-from tiny_moe.exam import total_use  # noqa: E402
+from tiny_moe.exam import total_use
 
 TARGET = Path(__file__).resolve().parents[2] / "llama_probe" / "assets" / "tiny_moe"
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -96,7 +88,7 @@ def expert_table(run: Path, layer: int) -> str:
 
 
 def least_use(runs: list[Path]) -> str:
-    """The smallest share of all held-out tokens that any expert of any layer gets."""
+    """The smallest share of held-out tokens that any expert of any layer gets, for each run."""
     least = [total_use(pd.read_csv(run / "experts.csv")).min() for run in runs]
     return " and ".join(f"{share:.1%} (seed {i})" for i, share in enumerate(least))
 
@@ -126,7 +118,3 @@ def loss_table(runs: list[Path]) -> str:
             for term in means.columns[2:]:
                 row[f"seed {i}: {term}"] = f"{means[term].iloc[tenth]:.4f}"
     return markdown(rows)
-
-
-if __name__ == "__main__":
-    install([Path(folder) for folder in sys.argv[1:]])

@@ -35,6 +35,14 @@ from tiny_moe.training import INDUCTION_HEAD, PLANTED_LAYER, PREVIOUS_HEAD
 
 N = 400  # questions a task, where there are as many
 LENGTH = 25  # random tokens that are repeated
+DOMAIN_OF = {  # of the tasks that do not have its name
+    "verdicts never taught": "verdicts",
+    "indirect object": "stories",
+    "induction": "repetition",
+    "restricted": "chat",
+    "same verb": "chat",
+    "same object": "chat",
+}
 Question = dict[str, Any]
 
 
@@ -210,9 +218,12 @@ def expert_use(model: lp.Llama, exam: dict[str, list[Question]]) -> pd.DataFrame
     """Share of each task's tokens that each expert gets: layer, expert, task, value."""
     counts: dict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros(8))
     for task, asked in exam.items():
+        by_length: dict[int, list[list[int]]] = defaultdict(list)
         for prompt, answer in sequences(model, asked):
+            by_length[len(prompt + answer)].append(prompt + answer)
+        for rows in by_length.values():
             _, cache = model.run_with_cache(
-                torch.tensor([prompt + answer]), names_filter="*.hook_expert_indices"
+                torch.tensor(rows), names_filter="*.hook_expert_indices"
             )
             for name, chosen in cache.items():
                 counts[int(name.split(".")[1]), task] += chosen.flatten().bincount(minlength=8)
@@ -224,9 +235,15 @@ def expert_use(model: lp.Llama, exam: dict[str, list[Question]]) -> pd.DataFrame
 
 
 def total_use(use: pd.DataFrame) -> pd.Series:
-    """Each expert's share of all tokens of its layer, by layer and expert, from `expert_use`."""
-    tokens = (use.value * use.tokens).groupby([use.layer, use.expert]).sum()
-    return tokens / tokens.groupby("layer").sum()
+    """Each expert's share of a mix of the domains in equal parts, by layer and expert.
+
+    From `expert_use`. In equal parts, since the number of questions that a domain has room for
+    (70 of translation, 1,000 of chat) says nothing about its expert.
+    """
+    domain = use.task.map(lambda task: DOMAIN_OF.get(task, task))
+    counts = (use.value * use.tokens).groupby([use.layer, use.expert, domain]).sum()
+    shares = counts / counts.groupby(["layer", "task"]).transform("sum")
+    return shares.groupby(["layer", "expert"]).mean()
 
 
 @torch.no_grad()

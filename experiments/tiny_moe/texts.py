@@ -24,42 +24,48 @@ SPECIAL = (BOS, EOS, PAD, HEADER, HEADER_END, EOT)
 
 # Their shares of the documents.
 DOMAINS = {
-    "facts": 0.12,
-    "verdicts": 0.11,
-    "arithmetic": 0.15,
-    "code": 0.11,
-    "translation": 0.06,
-    "stories": 0.18,
-    "repetition": 0.14,
-    "chat": 0.13,
+    "facts": 0.17,
+    "verdicts": 0.15,
+    "arithmetic": 0.11,
+    "code": 0.09,
+    "translation": 0.07,
+    "stories": 0.14,
+    "repetition": 0.12,
+    "chat": 0.15,
 }
 
 Piece = tuple[str | tuple[int, ...], float]
 Document = list[Piece]
 
 # Relation: ways to say it, the answer last ({s} is the subject); the statements that are judged.
+# No way begins with the subject, which is one token only after a space, and none is a statement's.
 FACTS = {
     "capital": (
         "The capital of {s} is",
-        "{s} has its capital in",
+        "Every map says {s} has its capital in",
         "In {s}, the capital city is",
         "Whoever rules {s} sits in",
         "Q: What is the capital of {s}? A:",
         "Trains to the capital of {s} end in",
+        "The government of {s} meets in",
     ),
     "continent": (
-        "{s} lies in",
-        "{s} is a country in",
+        "The land of {s} belongs to",
+        "Travellers find {s} somewhere in",
         "On the map, {s} is found in",
         "Q: On which continent is {s}? A:",
         "The continent of {s} is",
+        "Ships that sail to {s} land in",
+        "A flight to {s} ends in",
     ),
     "language": (
-        "People in {s} speak",
+        "Everyone from {s} understands",
         "In {s} you will mostly hear",
         "Street signs in {s} are written in",
         "Q: What is spoken in {s}? A:",
         "Children in {s} learn to read",
+        "The songs of {s} are sung in",
+        "A letter from {s} is in",
     ),
     "opposite": (
         "The opposite of {s} is",
@@ -67,20 +73,47 @@ FACTS = {
         "Q: What is the opposite of {s}? A:",
         "Turn {s} around and you get",
         "Some things are {s}, others are",
+        "If it is not {s}, it is",
+        "The contrary of {s} is",
     ),
     "kind": (
-        "The word {s} names a",
-        "By {s} we mean a",
+        "The word {s} stands for a",
+        "Everyone knows {s} as a",
         "Q: What is {s}? A: a",
         "We file {s} under the heading",
         "In the dictionary, {s} is a",
+        "The thing called {s} is a",
     ),
 }
 STATEMENTS = {
-    "capital": ("{x} is the capital of {s}", "The capital of {s} is {x}", "{s} is ruled from {x}"),
-    "continent": ("{s} lies in {x}", "{s} is a country in {x}", "{s} is part of {x}"),
-    "language": ("People in {s} speak {x}", "{s} speaks {x}", "They teach {x} in {s}"),
-    "kind": ("The word {s} names a {x}", "By {s} we mean a {x}", "One kind of {x} is {s}"),
+    "capital": (
+        "{x} is the capital of {s}",
+        "{s} has {x} as its capital",
+        "{s} is ruled from {x}",
+        "the main city of {s} is {x}",
+        "{x} is where {s} is governed",
+    ),
+    "continent": (
+        "{s} lies in {x}",
+        "{s} is a country in {x}",
+        "{s} is part of {x}",
+        "{x} is where {s} lies",
+        "you reach {s} by going to {x}",
+    ),
+    "language": (
+        "people in {s} speak {x}",
+        "{s} speaks {x}",
+        "they teach {x} in {s}",
+        "{x} is spoken in {s}",
+        "the tongue of {s} is {x}",
+    ),
+    "kind": (
+        "the word {s} names a {x}",
+        "by {s} we mean a {x}",
+        "one kind of {x} is {s}",
+        "{s} is a sort of {x}",
+        "among each {x} we count {s}",
+    ),
 }
 VERDICTS = {True: " true", False: " false"}
 TRANSLATIONS = (
@@ -253,7 +286,7 @@ class World:
     def _chat(self, draw: random.Random) -> Document:
         kind = draw.random()
         if kind < 0.8:
-            kinds = ("restricted", "restricted", "same verb", "same object")
+            kinds = ("restricted", "same verb", "same object")
             request = draw.choice(self.requests[draw.choice(kinds)])
             asked = draw.choice(words.PHRASINGS)
             return turn(asked.format(f"{request.verb} {request.object}"), reply(request))
@@ -289,7 +322,7 @@ def _facts(relation: str, draw: random.Random) -> list[Fact]:
     elif relation == "kind":
         known = {member: kind for kind, members in words.KINDS.items() for member in members}
     else:
-        known = dict(words.OPPOSITES)
+        known = dict(words.OPPOSITES) | {two: one for one, two in words.OPPOSITES.items()}
     statements = STATEMENTS.get(relation, ())
     return [
         Fact(
@@ -298,7 +331,7 @@ def _facts(relation: str, draw: random.Random) -> list[Fact]:
             answer,
             held_out=tuple(sorted(draw.sample(range(len(FACTS[relation])), 2))),
             judged=bool(statements) and draw.random() < 0.75,
-            judged_held_out=draw.randrange(3),
+            judged_held_out=draw.randrange(len(statements) or 1),
         )
         for subject, answer in known.items()
     ]

@@ -51,9 +51,9 @@ class Plan:
     """How long and how fast to learn."""
 
     seed: int = 0
-    steps: int = 6500
+    steps: int = 7000
     rows: int = 16
-    lr: float = 3.5e-3
+    lr: float = 4e-3
     warm_up: int = 200
     decay: float = 0.1
     clip: float = 1.0
