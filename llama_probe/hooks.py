@@ -92,8 +92,9 @@ def match_names(wanted: NamesFilter, names: Iterable[str]) -> list[str]:
     if not patterns:
         raise HookNameError("the names filter is an empty list, which would match no hook")
     matched: set[str] = set()
+    known = set(names)
     for pattern in patterns:
-        found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        found = {pattern} & known or {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             raise HookNameError(
                 f"no hook is named or matches {pattern!r}{near(pattern, names)}; "
@@ -221,6 +222,12 @@ class HookedModel(HookedRootModule):
         """
         for found in match_names(name, self.hook_dict):
             super().add_hook(found, hook, *args, **options)
+
+    def remove_all_hook_fns(self, *args: Any, **options: Any) -> None:
+        """As TransformerLens', without the work at the many points that have no hook."""
+        for point in self.hook_points():
+            if point.fwd_hooks or point.bwd_hooks:
+                point.remove_hooks(*args, **options)
 
     @contextmanager
     def hooks(

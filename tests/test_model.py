@@ -491,3 +491,26 @@ def test_initial_weights_are_small_and_seeded():
 
 def test_the_public_class():
     assert lp.Llama is Llama
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_last_layer_runs_at_the_last_position_alone_where_that_is_enough(family):
+    model = tiny.make(family)
+    tokens = tiny.tokens(batch=3, length=40)
+    mask = torch.ones_like(tokens)
+    mask[0, :7] = mask[1, :1] = 0
+    for options in ({}, {"attention_mask": mask}):
+        whole = model(tokens, **options)[:, -1:]
+        torch.testing.assert_close(model(tokens, logits_at=-1, **options), whole, atol=2e-5, rtol=0)
+        # Whoever listens sees every position.
+        name = lp.act_name("resid_post", -1 + model.cfg.n_layers)
+        logits, cache = model.run_with_cache(tokens, names_filter=name, logits_at=-1, **options)
+        torch.testing.assert_close(logits, whole, atol=2e-5, rtol=0)
+        assert cache[name].shape[1] == 40
+    stream = model(tokens, stop_at_layer=model.cfg.n_layers)
+    last = model(tokens, stop_at_layer=model.cfg.n_layers, logits_at=-1)
+    torch.testing.assert_close(last, stream[:, -1:], atol=2e-5, rtol=0)
+    cache = KVCache(model.cfg.n_layers)
+    model(tokens[:, :30], kv_cache=cache, logits_at=-1)
+    after = model(tokens[:, 30:], kv_cache=cache, logits_at=-1)
+    torch.testing.assert_close(after, model(tokens)[:, -1:], atol=2e-5, rtol=0)

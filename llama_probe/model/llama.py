@@ -56,6 +56,7 @@ from llama_probe.model.weights import ModelWeights
 from llama_probe.tokenizer import Tokenizer
 
 Stream = Float[Tensor, "batch pos d_model"]
+Asking = Float[Tensor, "batch query d_model"]
 
 
 class Block(nn.Module):
@@ -77,18 +78,20 @@ class Block(nn.Module):
         self.hook_mlp_out = HookPoint()  # batch pos d_model
         self.hook_resid_post = HookPoint()  # batch pos d_model
 
-    def forward(self, resid: Stream, reading: Reading) -> Stream:
-        """The stream after this block."""
+    def forward(self, resid: Stream, reading: Reading, only_last: bool = False) -> Asking:
+        """The stream after this block; with `only_last`, at the last position alone."""
         resid = self.hook_resid_pre(resid)
-        resid = self.hook_resid_mid(resid + self.hook_attn_out(self._attend(resid, reading)))
+        attn_out = self.hook_attn_out(self._attend(resid, reading, only_last))
+        resid = self.hook_resid_mid((resid[:, -1:] if only_last else resid) + attn_out)
         mlp_in = self.hook_mlp_in(resid.clone()) if self.hook_mlp_in.listening else resid
         return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(mlp_in))))
 
-    def _attend(self, resid: Stream, reading: Reading) -> Stream:
+    def _attend(self, resid: Stream, reading: Reading, only_last: bool) -> Asking:
         attn, normalized = self.attn, self.ln1(resid)
         hooks = (attn.hook_q_input, attn.hook_k_input, attn.hook_v_input)
         if not any(hook.listening for hook in hooks):
-            return attn(normalized, normalized, normalized, reading)
+            asking = normalized[:, -1:] if only_last else normalized
+            return attn(asking, normalized, normalized, reading)
         if not torch.allclose(normalized, self.ln1.unhooked(resid), rtol=0, atol=0, equal_nan=True):
             raise InputError(
                 f"{self.ln1.hook_scale.name} or hook_normalized is edited while "
@@ -131,7 +134,10 @@ class Llama(ModelText, ModelWeights, HookedModel):
         super().__init__()
         self.cfg = cfg
         self.tokenizer = tokenizer
-        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
+        empty = torch.empty(cfg.d_vocab, cfg.d_model)
+        # Drawing numbers on the meta device imports torch's compiler: a second, and for nothing.
+        weight = empty if empty.is_meta else None
+        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model, _weight=weight)
         self.hook_embed = HookPoint()  # batch pos d_model
         # Set like this since the names are properties of the class.
         self._modules["blocks"] = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layers))
@@ -141,6 +147,8 @@ class Llama(ModelText, ModelWeights, HookedModel):
             self.unembed.weight = self.embed.weight
         self.hook_logits = HookPoint()  # batch pos d_vocab
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1:
@@ -176,8 +184,10 @@ class Llama(ModelText, ModelWeights, HookedModel):
                 end. None: all, from tokens.
             stop_at_layer: First layer not to run; the residual stream that would enter it is
                 returned.
-            logits_at: Compute logits at these positions only: an int, a slice, a list, or a tensor
-                [batch] with one for each row. The position axis stays.
+            logits_at: Compute logits (or the stream after the last layer) at these positions only:
+                an int, a slice, a list, or a tensor [batch] with one for each row. The position
+                axis stays. With -1 the last layer runs at the last position alone, unless
+                something listens to one of its hooks.
             return_type: "loss" for the next token's cross-entropy in nats, in float32 at least;
                 what `attention_mask` (or the rule above) calls padding is left out.
             loss_per_token: Keep the losses apart [batch pos-1]; those of padding are 0.
@@ -207,16 +217,26 @@ class Llama(ModelText, ModelWeights, HookedModel):
             resid = self.hook_embed(self.embed(tokens))
         new = resid.shape[1]
         reading, real = self._reading(resid, real, kv_cache)
-        for block in self.blocks[start:stop]:
-            resid = block(resid, reading)
+        ends = start < stop == self.cfg.n_layers
+        only_last = (
+            ends and isinstance(logits_at, int) and logits_at == -1 and not self._hears_last()
+        )
+        for layer in range(start, stop):
+            resid = self.blocks[layer](resid, reading, only_last and layer == stop - 1)
+        if logits_at is not None and stop == self.cfg.n_layers:
+            resid = _chosen(resid, logits_at)
         if stop_at_layer is None:
-            chosen = resid if logits_at is None else _chosen(resid, logits_at)
-            resid = self.hook_logits(self.unembed(self.ln_final(chosen)))
+            resid = self.hook_logits(self.unembed(self.ln_final(resid)))
         if kv_cache is not None:
             kv_cache.advance(new, real)
         if return_type == "loss" and tokens is not None:
             return _loss(resid, tokens, None if real is None else real[:, -new:], loss_per_token)
         return resid
+
+    def _hears_last(self) -> bool:
+        """Whether anything listens to a hook of the last layer."""
+        points = self.blocks[-1].modules()
+        return any(point.listening for point in points if isinstance(point, HookPoint))
 
     def _layers(self, start: int, stop: int | None) -> tuple[int, int]:
         n = self.cfg.n_layers

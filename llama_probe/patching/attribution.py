@@ -29,7 +29,7 @@ from llama_probe.patching.engine import Sweep
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import Metric, measured, resolved
 from llama_probe.patching.patch import check_direction, finished, sweep_of, with_tokens
-from llama_probe.patching.runs import Answers, Pairs, Run, ends, pairs_of, run, site_names
+from llama_probe.patching.runs import Answers, Pairs, Run, both_runs, ends, pairs_of, site_names
 from llama_probe.patching.sites import Cells, Positions, Site, cells_of, check_choice, site_of
 
 _QUERIES, _KEYS = ("q", "rot_q"), ("k", "rot_k")
@@ -98,8 +98,7 @@ def attribution_patch(
     pairs = pairs_of(model, clean, corrupted, answer_at)
     names = ["hook_embed", *(name for site in sites for name in _names(site, qk_fix))]
     with torch.no_grad():
-        clean_run = run(model, pairs.clean, pairs, names)
-        corrupted_run = run(model, pairs.corrupted, pairs, names)
+        clean_run, corrupted_run = both_runs(model, pairs, names, names)
     measure = resolved(metric, model, clean_run.logits)
     high, low = ends(measure, clean_run, corrupted_run)
     target, source = corrupted_run, clean_run

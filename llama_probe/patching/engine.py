@@ -169,28 +169,33 @@ class _Group:
         return len(self.cells) * self.n_prompts * (n_pos - self.start)
 
     def step(self, layer: int) -> None:
-        """Run one layer, with the cells that it injects."""
-        new = (self.cells.layer == layer).nonzero().flatten()
+        """Run one layer, with the cells that it injects; after the last, keep the answers."""
+        new = self.cells.of_layer(layer)
+        parts = [] if self.stream is None else [self.stream]
         if len(new):
-            self._join(layer, len(new))
-        if self.stream is None:
+            entering = self.sweep.target.cache["resid_pre", layer][:, self.start :]
+            parts.append(entering.repeat(len(new), 1, 1))
+        if not parts:
             return
-        model, real = self.sweep.model, self.sweep.pairs.mask
-        put_in = self._hook(layer, self.cells.part(new))
-        with model.hooks([(self.sweep.site.hook(layer), put_in)] if len(new) else []):
-            self.stream = model(
-                self.stream,
-                start_at_layer=layer,
-                stop_at_layer=layer + 1,
-                kv_cache=self.before,
-                attention_mask=None
-                if real is None
-                else real.repeat(len(self.stream) // len(real), 1),
-            )
+        hooks = [(self.sweep.site.hook(layer), self._hook(layer, new))]
+        if layer < self.sweep.model.cfg.n_layers - 1:
+            self.stream = self._run(torch.cat(parts), layer, hooks if len(new) else [])
+            return
+        # Apart, since where nothing listens the last layer runs at the last position alone.
+        self.stream = torch.cat(
+            [
+                self._run(part, layer, hooks if len(new) and part is parts[-1] else [])
+                for part in parts
+            ]
+        )
 
-    def _join(self, layer: int, n: int) -> None:
-        entering = self.sweep.target.cache["resid_pre", layer][:, self.start :].repeat(n, 1, 1)
-        self.stream = entering if self.stream is None else torch.cat((self.stream, entering))
+    def _run(
+        self, stream: Tensor, layer: int, hooks: list[tuple[str, Hook]]
+    ) -> Float[Tensor, "row pos d_model"]:
+        with self.sweep.model.hooks(hooks):
+            return run_layers(
+                self.sweep.model, stream, layer, layer + 1, self.sweep.pairs, self.before
+            )
 
     def _hook(self, layer: int, new: Cells) -> Hook:
         def put_in(tensor: Tensor, hook: HookPoint) -> Tensor:
@@ -203,16 +208,32 @@ class _Group:
     def answers(self) -> Float[Tensor, "cell prompt d_model"]:
         """The stream after the last layer, at the answer position."""
         assert self.stream is not None
-        return answers(self.stream, self.sweep.pairs, self.start)
+        return self.stream[:, 0].unflatten(0, (-1, self.n_prompts))
 
 
-def answers(
-    stream: Float[Tensor, "row pos d_model"], pairs: Pairs, start: int
-) -> Float[Tensor, "cell prompt d_model"]:
-    """Of rows [cell·prompt] from position `start` on, the answer position."""
-    by_cell = stream.unflatten(0, (-1, len(pairs.real)))
-    prompt = torch.arange(len(pairs.real), device=stream.device)
-    return by_cell[:, prompt, pairs.answer - start]
+def run_layers(
+    model: Llama,
+    stream: Float[Tensor, "row pos d_model"],
+    first: int,
+    stop: int,
+    pairs: Pairs,
+    before: Before,
+) -> Float[Tensor, "row pos_out d_model"]:
+    """Run some layers on rows [cell·prompt]; after the last layer, the answer position alone."""
+    n_cells = len(stream) // len(pairs.real)
+    n_pos = pairs.real.shape[1]
+    answer: Any = None
+    if stop == model.cfg.n_layers:
+        at_end = bool((pairs.answer == n_pos - 1).all())
+        answer = -1 if at_end else (pairs.answer - before.length).repeat(n_cells)
+    return model(
+        stream,
+        start_at_layer=first,
+        stop_at_layer=stop,
+        logits_at=answer,
+        kv_cache=before,
+        attention_mask=None if pairs.mask is None else pairs.mask.repeat(n_cells, 1),
+    )
 
 
 def values(
@@ -352,10 +373,13 @@ class Budget:
         # Streams and their norms, heads, neurons, a pattern, the keys and values of all positions.
         running = 8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + 4 * width
         running += 4 * cfg.n_heads * n_pos
+        tokens = free // (2 * size * running)
+        if pairs.real.device.type == "cpu":
+            tokens = min(tokens, 1024)  # more only leave the cache
         return cls(
             len(pairs.real),
             batch_size or 2**31,
-            max(1, free // (2 * size * running)),
+            max(1, tokens),
             max(1, free // (2 * size * 3 * cfg.d_model)),
         )
 

@@ -89,7 +89,7 @@ def _of_each(
     frame["clean"], frame["corrupted"] = (
         np.tile(end, n_cells) for end in (scale.clean, scale.corrupted)
     )
-    return frame[there.flatten()].reset_index(drop=True)
+    return frame.loc[there.flatten()].reset_index(drop=True)
 
 
 def _mean(

@@ -23,9 +23,9 @@ from llama_probe.patching.runs import (
     Answers,
     Pairs,
     Run,
+    both_runs,
     ends,
     pairs_of,
-    run,
     site_names,
     stream_names,
 )
@@ -114,8 +114,8 @@ def patch(
     held = [name for site in sites for name in site_names(site)]
     continued = [*held, *stream_names(model)]
     denoise = direction == "denoise"
-    clean_run = run(model, pairs.clean, pairs, held if denoise else continued)
-    corrupted_run = run(model, pairs.corrupted, pairs, continued if denoise else held)
+    names = (held, continued) if denoise else (continued, held)
+    clean_run, corrupted_run = both_runs(model, pairs, *names)
     measure = resolved(metric, model, clean_run.logits)
     scale = Scale.of(*ends(measure, clean_run, corrupted_run), direction)
     target, source = (corrupted_run, clean_run) if denoise else (clean_run, corrupted_run)
@@ -166,7 +166,7 @@ def with_tokens(frame: pd.DataFrame, model: Llama, target: Run) -> pd.DataFrame:
     if "pos" not in frame or len(target.tokens) > 1 or not is_integer_dtype(frame["pos"]):
         return frame
     texts = model.to_str_tokens(target.tokens[0])
-    frame.insert(frame.columns.get_loc("pos") + 1, "token", [texts[pos] for pos in frame.pos])
+    frame.insert(list(frame).index("pos") + 1, "token", [texts[pos] for pos in frame.pos])
     return frame
 
 

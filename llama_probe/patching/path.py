@@ -25,11 +25,11 @@ from tqdm.auto import tqdm
 from llama_probe.errors import InputError
 from llama_probe.hooks import Hook, HookPoint, act_name
 from llama_probe.model.llama import Llama
-from llama_probe.patching.engine import Before, Budget, answers, measure_streams
+from llama_probe.patching.engine import Before, Budget, measure_streams, run_layers
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import Metric, resolved
 from llama_probe.patching.patch import check_direction, finished, with_tokens
-from llama_probe.patching.runs import Answers, Pairs, Run, ends, pairs_of, run, stream_names
+from llama_probe.patching.runs import Answers, Pairs, Run, both_runs, ends, pairs_of, stream_names
 from llama_probe.patching.sites import Cells, Positions, cells_of, check_choice, site_of
 
 _SENDERS = ("z", "attn_out", "mlp_out")
@@ -111,7 +111,7 @@ def path_patch(
     cells = cells_of(site, over, pairs.real, layers=layers, positions=positions)
     names = [act_name(word, "*") for word in dict.fromkeys((at, "z", "attn_out", "resid_mid"))]
     names = [*model.hook_names(names), *stream_names(model)]
-    clean_run, corrupted_run = (run(model, x, pairs, names) for x in (pairs.clean, pairs.corrupted))
+    clean_run, corrupted_run = both_runs(model, pairs, names, names)
     measure = resolved(metric, model, clean_run.logits)
     high, low = ends(measure, clean_run, corrupted_run)
     target, source = corrupted_run, clean_run
@@ -128,7 +128,7 @@ def path_patch(
 
 
 def _receiver(model: Llama, receiver: Sequence[Any] | str) -> Receiver:
-    parts = (receiver,) if isinstance(receiver, str) else tuple(receiver)
+    parts: tuple[Any, ...] = (receiver,) if isinstance(receiver, str) else tuple(receiver)
     needs = {"logits": 1, "mlp": 2, **dict.fromkeys(_INPUTS, 3)}
     if not parts or needs.get(parts[0]) != len(parts):
         raise InputError(
@@ -185,13 +185,13 @@ class _Paths:
             )
         else:
             arriving = torch.stack(written)
-        rows = arriving.flatten(0, 1)
         if self.to.layer is None:
-            last = self.target.cache["resid_post", self.model.cfg.n_layers - 1][:, self.start :]
-            stream = last.repeat(len(cells), 1, 1) + rows
+            prompt = torch.arange(len(self.pairs.real), device=arriving.device)
+            last = self.target.cache["resid_post", self.model.cfg.n_layers - 1]
+            streams = last[prompt, self.pairs.answer]
+            streams = streams + arriving[:, prompt, self.pairs.answer - self.start]
         else:
-            stream = self._run_receiver(rows, len(cells))
-        streams = answers(stream, self.pairs, self.start)
+            streams = self._run_receiver(arriving)
         return measure_streams(self.model, streams, metric)
 
     def _written(self, cells: Cells, index: int) -> Float[Tensor, "prompt pos d_model"]:
@@ -222,19 +222,19 @@ class _Paths:
             change = change + block.mlp(block.ln2(mid + change)) - block.mlp(block.ln2(mid))
         return change
 
-    def _run_receiver(self, rows: Tensor, n_cells: int) -> Float[Tensor, "row pos d_model"]:
-        """The stream after the last layer, the change added to the receiver's input alone."""
-        layer, real = self.to.layer, self.pairs.mask
+    def _run_receiver(
+        self, arriving: Float[Tensor, "cell prompt pos d_model"]
+    ) -> Float[Tensor, "cell prompt d_model"]:
+        """The last stream at the answer, with the change added to the receiver's input alone."""
+        layer, n_cells = self.to.layer, len(arriving)
         assert layer is not None
         stream = self.target.cache["resid_pre", layer][:, self.start :].repeat(n_cells, 1, 1)
-        with self.model.hooks(self._hooks(layer, rows)):
-            return self.model(
-                stream,
-                start_at_layer=layer,
-                stop_at_layer=self.model.cfg.n_layers,
-                kv_cache=Before(self.target, self.start),
-                attention_mask=None if real is None else real.repeat(n_cells, 1),
+        before = Before(self.target, self.start)
+        with self.model.hooks(self._hooks(layer, arriving.flatten(0, 1))):
+            last = run_layers(
+                self.model, stream, layer, self.model.cfg.n_layers, self.pairs, before
             )
+        return last[:, 0].unflatten(0, (n_cells, -1))
 
     def _hooks(self, layer: int, rows: Tensor) -> list[tuple[str, Hook]]:
         if self.to.head is None:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llama_probe.errors import InputError
-from llama_probe.hooks import ActivationCache, act_name
+from llama_probe.hooks import ActivationCache, HookPoint, act_name, reads_only
 from llama_probe.model.llama import Llama
 from llama_probe.patching.metrics import Metric, measured
 from llama_probe.patching.sites import Site
@@ -103,6 +103,37 @@ def run(model: Llama, tokens: Int[Tensor, "prompt pos"], pairs: Pairs, names: li
         tokens, attention_mask=pairs.real, names_filter=names, logits_at=pairs.answer
     )
     return Run(tokens, logits[:, 0], cache)
+
+
+def both_runs(
+    model: Llama, pairs: Pairs, clean_names: list[str], corrupted_names: list[str]
+) -> tuple[Run, Run]:
+    """The clean and the corrupted run in one pass, each with what its hooks pass on."""
+    asked_of = set(clean_names), set(corrupted_names)
+    wanted = {name: tuple(name in asked for asked in asked_of) for name in set.union(*asked_of)}
+    kept: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+
+    @reads_only
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        halves = tensor.detach().chunk(2)
+        for into, half, asked in zip(kept, halves, wanted[str(hook.name)], strict=True):
+            if asked:
+                # Alone, a half would keep both in memory.
+                into[str(hook.name)] = half if all(wanted[str(hook.name)]) else half.clone()
+
+    with model.hooks([(list(wanted), keep)]):
+        logits = model(
+            torch.cat((pairs.clean, pairs.corrupted)),
+            attention_mask=pairs.real.repeat(2, 1),
+            logits_at=pairs.answer.repeat(2),
+        )
+    clean, corrupted = (
+        Run(tokens, half[:, 0], ActivationCache(cache, model))
+        for tokens, half, cache in zip(
+            (pairs.clean, pairs.corrupted), logits.chunk(2), kept, strict=True
+        )
+    )
+    return clean, corrupted
 
 
 def site_names(site: Site) -> list[str]:

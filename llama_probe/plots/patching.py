@@ -113,12 +113,8 @@ def agreement(exact: pd.DataFrame, estimate: pd.DataFrame, title: str | None = N
     figure = go.Figure(layout={"showlegend": True, **theme.chart(title)})
     effects = [numbers(both, name) for name in ("effect", "effect_estimate")]
     low, high = (float(f(np.concatenate(effects))) for f in (np.nanmin, np.nanmax))
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", name="equal", hoverinfo="skip",
-        line={"dash": "dot", "color": "#9aa5b1"},
-    )  # fmt: skip
     for index, (site, part) in enumerate(both.groupby("site", sort=False)):
-        names = [name for name in keys if name != "site" and part[name].notna().all()]
+        names = [name for name in keys if name != "site" and bool(part[name].notna().all())]
         where = part[names].apply(
             lambda row: ", ".join(f"{name} {row[name]}" for name in row.index), axis=1
         )
@@ -131,7 +127,10 @@ def agreement(exact: pd.DataFrame, estimate: pd.DataFrame, title: str | None = N
             text=[escape(text) for text in where],
             hovertemplate="%{text}<br>exact %{x:.3f}, estimate %{y:.3f}<extra></extra>",
         )
-    figure.data = figure.data[1:] + figure.data[:1]
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", name="equal", hoverinfo="skip",
+        line={"dash": "dot", "color": "#9aa5b1"},
+    )  # fmt: skip
     figure.update_xaxes(title_text="exact effect", zeroline=True)
     figure.update_yaxes(title_text="estimated effect", zeroline=True)
     return figure
