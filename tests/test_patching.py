@@ -245,10 +245,11 @@ ANCHORS = {
 
 @pytest.mark.slow
 def test_reference_values_on_smollm2(smollm2):
-    clean, corrupted = (
-        smollm2.to_tokens(f"When Mary and John went to the store, {giver} gave a drink to", False)
+    texts = [
+        f"When Mary and John went to the store, {giver} gave a drink to"
         for giver in ("John", "Mary")
-    )
+    ]
+    clean, corrupted = (smollm2.to_tokens(text, prepend_bos=False) for text in texts)
     metric = lp.logit_diff(" Mary", " John")
     frame = lp.patch(smollm2, clean, corrupted, metric=metric)
     assert frame.clean[0] == pytest.approx(6.1196, abs=1e-3)
@@ -257,11 +258,13 @@ def test_reference_values_on_smollm2(smollm2):
     for pos, of_layers in ANCHORS.items():
         for layer, value in of_layers.items():
             assert found[pos, layer] == pytest.approx(value, abs=2e-3)
-    heads = lp.patch(smollm2, clean, corrupted, metric=metric, at="z", layers=[23, 20, 17])
-    heads = heads.set_index(["layer", "head"]).effect
-    # With BOS, which changes them a little, these were measured as 0.57, 0.34 and 0.29.
-    for (layer, head), effect in {(23, 3): 0.57, (20, 0): 0.34, (17, 4): 0.29}.items():
-        assert heads[layer, head] == pytest.approx(effect, abs=0.1)
+    with_bos = (smollm2.to_tokens(text, prepend_bos=True) for text in texts)
+    heads = lp.patch(smollm2, *with_bos, metric=metric, at="z").set_index(["layer", "head"]).effect
+    known = {(23, 3): 0.57, (20, 0): 0.34, (17, 4): 0.29, (29, 1): 0.28, (24, 4): -0.21,
+             (19, 2): 0.20, (29, 0): -0.20, (23, 0): 0.13}  # fmt: skip
+    for head, effect in known.items():
+        assert heads[head] == pytest.approx(effect, abs=0.01)
+    assert heads.drop(index=list(known)).abs().max() < 0.045
 
 
 # --- metrics, frames, batches --------------------------------------------------------------

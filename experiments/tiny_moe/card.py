@@ -26,6 +26,7 @@ def install(runs: list[Path], target: Path = TARGET) -> None:
         "HEADS": head_table(runs[0]),
         "EXPERTS": expert_table(runs[0], planted["planted_layer"]),
         "USE": least_use(runs),
+        "APART": apart(runs),
         "RUNS": run_table(runs),
         "LOSS": loss_table(runs),
     }.items():
@@ -50,6 +51,14 @@ def exam_table(runs: list[Path]) -> str:
             for task in marks[0].index
         ]
     )
+
+
+def apart(runs: list[Path]) -> str:
+    """The tasks in which two runs differ by more than their intervals."""
+    marks = [pd.read_csv(run / "exam.csv").set_index("task") for run in runs]
+    low = pd.concat([mark.ci_low for mark in marks], axis=1).max(axis=1)
+    high = pd.concat([mark.ci_high for mark in marks], axis=1).min(axis=1)
+    return ", ".join(low.index[low > high]) or "none"
 
 
 def interval(row: Any) -> str:
