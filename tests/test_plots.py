@@ -271,7 +271,7 @@ def test_patch_centres_on_no_effect():
     figure = plots.patch(patch_frame())
     (trace,) = figure.data
     assert trace.zmid == 0 and trace.z.shape == (3, 3)
-    assert trace.z[0, 2] == -2 and trace.customdata[0, 2] == np.float32(-5.9)
+    assert trace.z[0, 2] == -2 and trace.customdata[0][2] == "<br>metric -5.900"
     assert aliases(figure)["2"] == "2: &lt;i&gt;"
     assert figure.layout.title.text == "Effect of patching resid_pre"
 

@@ -135,8 +135,8 @@ def prob(answer: Tokens) -> Prob:
 def kl() -> KL:
     """A metric: KL(clean prediction ‖ this prediction) in nats, 0 for the clean run itself.
 
-    >>> clean = torch.tensor([[1.0, 0.0]])
-    >>> KL().on(None, clean)(clean)
+    >>> clean = torch.zeros(1, 4)
+    >>> KL(clean.log_softmax(dim=-1))(clean)
     tensor([0.])
     """
     return KL()
