@@ -12,7 +12,7 @@ and returning None leaves it as it is. What this module adds to TransformerLens'
    the hook. Without a filter it leaves out the hooks that multiply memory (`OPT_IN`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import wraps
@@ -81,6 +81,8 @@ def match_names(wanted: NamesFilter, names: Iterable[str]) -> list[str]:
     >>> match_names("blocks.*.hook_z", ["blocks.0.hook_z", "blocks.1.hook_z", "hook_embed"])
     ['blocks.0.hook_z', 'blocks.1.hook_z']
     """
+    if isinstance(wanted, str) and isinstance(names, Mapping) and wanted in names:
+        return [wanted]
     names = list(names)
     if wanted is None:
         return [name for name in names if not name.endswith(OPT_IN)]

@@ -161,6 +161,8 @@ class _Group:
         self.n_prompts = len(sweep.pairs.real)
         self.before = Before(sweep.target, start)
         self.stream: Tensor | None = None
+        per_layer = torch.bincount(cells.layer, minlength=sweep.model.cfg.n_layers)
+        self.ends = [0, *per_layer.cumsum(0).tolist()]  # of each layer's cells, which lie together
 
     @property
     def tokens(self) -> int:
@@ -170,7 +172,7 @@ class _Group:
 
     def step(self, layer: int) -> None:
         """Run one layer, with the cells that it injects; after the last, keep the answers."""
-        new = self.cells.of_layer(layer)
+        new = self.cells.part(slice(self.ends[layer], self.ends[layer + 1]))
         parts = [] if self.stream is None else [self.stream]
         if len(new):
             entering = self.sweep.target.cache["resid_pre", layer][:, self.start :]

@@ -120,15 +120,10 @@ class Cells(NamedTuple):
     def __len__(self) -> int:
         return len(self.layer)
 
-    def of_layer(self, layer: int) -> "Cells":
-        """Those of one layer, which lie together."""
-        found = torch.searchsorted(self.layer, torch.tensor([layer, layer + 1]).to(self.layer))
-        return self.part(slice(*found.tolist()))
-
     def part(self, chosen: slice | Tensor) -> "Cells":
-        """Some of the cells, by their indices."""
+        """Some of the cells, by their indices; the frame stays that of the whole sweep."""
         return Cells(
-            self.frame.iloc[chosen if isinstance(chosen, slice) else chosen.tolist()],
+            self.frame,
             self.layer[chosen],
             None if self.pos is None else self.pos[chosen],
             None if self.unit is None else self.unit[chosen],
