@@ -48,10 +48,15 @@ def test_a_head_at_its_mean_against_a_plain_hook(model):
     assert frame.corrupted.isna().all()
 
 
-def test_zeroing_everything_a_model_adds_leaves_the_embedding():
-    model = tiny.make("llama-gqa")
-    frame = lp.ablate_each(model, PROMPTS, metric=METRIC, at="attn_out", by="zero", over="layer")
-    assert len(frame) == model.cfg.n_layers and (frame.effect != 0).all()
+def test_zeroing_the_last_thing_that_is_added_leaves_the_embedding(model):
+    zero = [("*.hook_mlp_out", torch.zeros_like), ("blocks.[1-9].hook_attn_out", torch.zeros_like)]
+    hooks = [(name, lambda x, hook, fill=fill: fill(x)) for name, fill in zero]
+    with model.hooks(hooks):
+        frame = lp.ablate_each(model, PROMPTS, metric=METRIC, at="attn_out", by="zero",
+                               over="layer", layers=[0], each=True)  # fmt: skip
+    embedding = model(model.embed(PROMPTS), start_at_layer=model.cfg.n_layers)[:, -1]
+    assert np.allclose(frame.metric, METRIC(embedding).detach(), atol=1e-5)
+    assert not np.allclose(frame.metric, frame.clean, atol=1e-3)
 
 
 def test_a_resampled_prompt_is_never_its_own(model):

@@ -126,6 +126,7 @@ def test_padded_batches(family, at, tiny_tokenizer):
 
 
 def test_a_patch_may_flip_routes():
+    """So the comparisons above have such patches among them."""
     model = tiny.make("mixtral")
     names = [lp.act_name("expert_indices", 2)]
     _, plain = model.run_with_cache(CORRUPTED, names_filter=names)

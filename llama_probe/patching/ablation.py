@@ -16,7 +16,7 @@ from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import measured, resolved
 from llama_probe.patching.patch import engine_of, finished, with_tokens
 from llama_probe.patching.runs import Answers, Pairs, Run, pairs_of, run, site_names, stream_names
-from llama_probe.patching.sites import Positions, Site, cells_of, check_choice, site_of
+from llama_probe.patching.sites import Positions, Site, cells_of, sites_of
 
 _MEANS = ("zero", "mean", "resample")
 
@@ -84,8 +84,7 @@ def ablate_each(
     begun = time.perf_counter()
     if by not in _MEANS:
         raise InputError(f"by is {by!r}, but should be one of {', '.join(_MEANS)}")
-    sites = [site_of(model, name) for name in ([at] if isinstance(at, str) else at)]
-    check_choice(sites, over, positions, units)
+    sites = sites_of(model, at, over, positions, units)
     values = engine_of(engine, batch_size)
     pairs = pairs_of(model, prompts, prompts, answer_at)
     held = [name for site in sites for name in site_names(site)]

@@ -29,8 +29,17 @@ from llama_probe.patching.engine import Sweep
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import Metric, measured, resolved
 from llama_probe.patching.patch import check_direction, finished, sweep_of, with_tokens
-from llama_probe.patching.runs import Answers, Pairs, Run, both_runs, ends, pairs_of, site_names
-from llama_probe.patching.sites import Cells, Positions, Site, cells_of, check_choice, site_of
+from llama_probe.patching.runs import (
+    Answers,
+    Pairs,
+    Run,
+    both_runs,
+    ends,
+    pairs_of,
+    site_names,
+    target_and_source,
+)
+from llama_probe.patching.sites import Cells, Positions, Site, cells_of, sites_of
 
 _QUERIES, _KEYS = ("q", "rot_q"), ("k", "rot_k")
 
@@ -92,8 +101,7 @@ def attribution_patch(
     """
     begun = time.perf_counter()
     check_direction(direction)
-    sites = [site_of(model, name) for name in ([at] if isinstance(at, str) else at)]
-    check_choice(sites, over, positions, units)
+    sites = sites_of(model, at, over, positions, units)
     _check(sites, method, steps, qk_fix)
     pairs = pairs_of(model, clean, corrupted, answer_at)
     names = ["hook_embed", *(name for site in sites for name in _names(site, qk_fix))]
@@ -101,13 +109,11 @@ def attribution_patch(
         clean_run, corrupted_run = both_runs(model, pairs, names, names)
     measure = resolved(metric, model, clean_run.logits)
     high, low = ends(measure, clean_run, corrupted_run)
-    target, source = corrupted_run, clean_run
-    if direction == "noise":
-        target, source = source, target
+    target, source = target_and_source(clean_run, corrupted_run, direction)
     points = [0.0] if method == "gradient" else [(i + 0.5) / steps for i in range(steps)]
     wanted = [name for name in names if not name.endswith("indices") and name != "hook_embed"]
     slopes = _gradients(model, pairs, target, source, measure, wanted, points)
-    known = low if direction == "denoise" else high
+    known, _ = target_and_source(high, low, direction)
     frames = []
     for site in sites:
         cells = cells_of(site, over, pairs.real, layers=layers, positions=positions, units=units)
@@ -193,7 +199,6 @@ class _Estimate:
         prompt = torch.arange(len(pairs.real), device=gains.device)
         for layer in cells.layer.unique().tolist():
             here = (cells.layer == layer).nonzero().flatten()
-            # [prompt pos unit] -> [prompt unit pos+1], the last for all positions together
             gain = self._gain(layer, whole=cells.pos is None).float()
             by_unit = gain if cells.unit is not None else gain.sum(dim=2, keepdim=True)
             unit = torch.zeros_like(here) if cells.unit is None else cells.unit[here]

@@ -6,7 +6,7 @@ their order. The ones here may name tokens by text, and one for each prompt.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,14 +18,6 @@ from llama_probe.model.llama import Llama
 Metric = Callable[[Float[Tensor, "batch d_vocab"]], Float[Tensor, " batch"]]
 Token = str | int
 Tokens = Token | Sequence[Token]
-
-
-class NamedMetric(Protocol):
-    """A metric of this module: it has yet to be told the model and the clean prediction."""
-
-    def on(self, model: Llama, clean: Float[Tensor, "batch d_vocab"]) -> Metric:
-        """The same with token ids, and with what the model says to the clean prompts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -163,9 +155,6 @@ def measured(metric: Metric, logits: Float[Tensor, "batch d_vocab"]) -> Float[Te
     if not values.isfinite().all():
         raise InputError("the metric gave a value that is not finite")
     return values
-
-
-_T = TypeVar("_T", bound=Token)
 
 
 def _listed(tokens: Tokens) -> list[Token]:

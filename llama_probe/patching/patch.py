@@ -28,8 +28,9 @@ from llama_probe.patching.runs import (
     pairs_of,
     site_names,
     stream_names,
+    target_and_source,
 )
-from llama_probe.patching.sites import Positions, Site, cells_of, check_choice, site_of
+from llama_probe.patching.sites import Positions, Site, cells_of, sites_of
 
 _ENGINES = {"fast": fast.values, "reference": reference.values}
 
@@ -107,18 +108,16 @@ def patch(
     """
     begun = time.perf_counter()
     check_direction(direction)
-    sites = [site_of(model, name) for name in ([at] if isinstance(at, str) else at)]
-    check_choice(sites, over, positions, units)
+    sites = sites_of(model, at, over, positions, units)
     values = engine_of(engine, batch_size)
     pairs = pairs_of(model, clean, corrupted, answer_at)
     held = [name for site in sites for name in site_names(site)]
     continued = [*held, *stream_names(model)]
-    denoise = direction == "denoise"
-    names = (held, continued) if denoise else (continued, held)
+    names = (held, continued) if direction == "denoise" else (continued, held)
     clean_run, corrupted_run = both_runs(model, pairs, *names)
     measure = resolved(metric, model, clean_run.logits)
     scale = Scale.of(*ends(measure, clean_run, corrupted_run), direction)
-    target, source = (corrupted_run, clean_run) if denoise else (clean_run, corrupted_run)
+    target, source = target_and_source(clean_run, corrupted_run, direction)
     frames = []
     for site in sites:
         cells = cells_of(site, over, pairs.real, layers=layers, positions=positions, units=units)

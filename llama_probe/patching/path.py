@@ -29,8 +29,17 @@ from llama_probe.patching.engine import Before, Budget, measure_streams, run_lay
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import Metric, resolved
 from llama_probe.patching.patch import check_direction, finished, with_tokens
-from llama_probe.patching.runs import Answers, Pairs, Run, both_runs, ends, pairs_of, stream_names
-from llama_probe.patching.sites import Cells, Positions, cells_of, check_choice, site_of
+from llama_probe.patching.runs import (
+    Answers,
+    Pairs,
+    Run,
+    both_runs,
+    ends,
+    pairs_of,
+    stream_names,
+    target_and_source,
+)
+from llama_probe.patching.sites import Cells, Positions, cells_of, sites_of
 
 _SENDERS = ("z", "attn_out", "mlp_out")
 _INPUTS = ("q", "k", "v")
@@ -106,17 +115,14 @@ def path_patch(
     to = _receiver(model, receiver)
     layers = _senders(model, at, to)
     pairs = pairs_of(model, clean, corrupted, answer_at)
-    site = site_of(model, at)
-    check_choice([site], over, positions, None)
+    (site,) = sites_of(model, at, over, positions)
     cells = cells_of(site, over, pairs.real, layers=layers, positions=positions)
     names = [act_name(word, "*") for word in dict.fromkeys((at, "z", "attn_out", "resid_mid"))]
     names = [*model.hook_names(names), *stream_names(model)]
     clean_run, corrupted_run = both_runs(model, pairs, names, names)
     measure = resolved(metric, model, clean_run.logits)
     high, low = ends(measure, clean_run, corrupted_run)
-    target, source = corrupted_run, clean_run
-    if direction == "noise":
-        target, source = source, target
+    target, source = target_and_source(clean_run, corrupted_run, direction)
     paths = _Paths(model, pairs, target, source, at, to, through_mlps)
     values = _values(paths, cells, measure, batch_size, progress)
     scale = Scale.of(high, low, direction)
@@ -173,7 +179,7 @@ class _Paths:
         self.at, self.to, self.through_mlps = at, to, through_mlps
         self.start = int(torch.minimum(pairs.first.min(), pairs.answer.min()))
 
-    def logits_of(self, cells: Cells, metric: Metric) -> Float[Tensor, "cell prompt"]:
+    def values_of(self, cells: Cells, metric: Metric) -> Float[Tensor, "cell prompt"]:
         """The metric of each cell."""
         written = [self._written(cells, i) for i in range(len(cells))]
         if self.through_mlps:
@@ -274,4 +280,4 @@ def _values(
     budget = Budget.of(paths.model, paths.pairs, batch_size)
     parts = torch.arange(len(cells), device=cells.layer.device).split(budget.cells(n_pos))
     bar = tqdm(parts, desc="path patch", disable=not progress)
-    return torch.cat([paths.logits_of(cells.part(part), metric) for part in bar])
+    return torch.cat([paths.values_of(cells.part(part), metric) for part in bar])

@@ -136,6 +136,11 @@ def both_runs(
     return clean, corrupted
 
 
+def target_and_source(clean: Any, corrupted: Any, direction: str) -> tuple[Any, Any]:
+    """What is patched, and what is put into it."""
+    return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+
+
 def site_names(site: Site) -> list[str]:
     """The hooks that hold a site's values."""
     names = [site.hook(layer) for layer in site.layers]

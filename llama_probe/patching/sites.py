@@ -161,20 +161,27 @@ def cells_of(
     return Cells(frame, layer, pos, unit)
 
 
-def check_choice(
-    sites: Sequence[Site], over: Sequence[str] | str | None, positions: Any, units: Any
-) -> None:
-    """See that what is chosen among is an axis of some sweep.
+def sites_of(
+    model: Llama,
+    at: str | Sequence[str],
+    over: Sequence[str] | str | None,
+    positions: Positions = None,
+    units: Iterable[int] | None = None,
+) -> list[Site]:
+    """The sites of those names; what is chosen among has to be an axis of some sweep over them.
 
     Raises:
-        InputError: Positions or units are given, but no sweep goes over them.
+        InputError: There is no such site, or positions or units are given, but no sweep goes over
+            them.
     """
+    sites = [site_of(model, name) for name in ([at] if isinstance(at, str) else at)]
     axes = {name for site in sites for name in _axes(site, over)}
     if positions is not None and "pos" not in axes:
         raise InputError("positions are given, but 'pos' is not in over")
     if units is not None and not axes - {"layer", "pos"}:
         of_sites = ", ".join(sorted({repr(site.unit) for site in sites if site.unit})) or "a unit"
         raise InputError(f"units are given, but {of_sites} is not in over")
+    return sites
 
 
 def _axes(site: Site, over: Sequence[str] | str | None) -> tuple[str, ...]:
