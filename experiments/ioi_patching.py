@@ -24,7 +24,7 @@ import pandas as pd
 
 import llama_probe as lp
 from llama_probe import plots
-from llama_probe.runner.report import Report
+from llama_probe.page.report import Report
 
 N_BEHAVIOUR = 200  # the fewest pairs that the model's own answers are counted on
 STREAMS = ["resid_pre", "attn_out", "mlp_out"]

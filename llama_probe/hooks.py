@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import wraps
+from threading import RLock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
@@ -205,8 +207,26 @@ class ActivationCache(_ActivationCache):
         return ActivationCache(cut.cache_dict, self.model, cut.has_batch_dim)
 
 
+_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
+def lock_of(model: nn.Module) -> RLock:
+    """What a thread holds while it runs a model, or has hooks in it.
+
+    Hooks belong to the model, not to a run of it: without this, those of a sweep would edit what a
+    widget's callback computes in another thread meanwhile. The thread that holds it may take it
+    again.
+    """
+    return _LOCKS.setdefault(model, RLock())
+
+
 class HookedModel(HookedRootModule):
-    """A module whose named quantities can be read and edited."""
+    """A module whose named quantities can be read and edited, by one thread at a time."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it; see `forward`."""
+        with lock_of(self):
+            return super().__call__(*args, **kwargs)
 
     def hook_names(self, wanted: NamesFilter = "*") -> list[str]:
         """The names of the hooks that a name, a glob, a sequence or a function means.
@@ -252,7 +272,7 @@ class HookedModel(HookedRootModule):
             HookNameError: A name matches nothing; no hook is in place then.
         """
         forward, backward = self._resolved(fwd_hooks), self._resolved(bwd_hooks)
-        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
+        with lock_of(self), super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
 
     def _resolved(self, pairs: Iterable[Any]) -> list[tuple[Any, Callable[..., Any]]]:

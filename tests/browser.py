@@ -59,12 +59,12 @@ def open_offline(
 def _listen(page: Page, check: BrowserCheck, own: str) -> None:
     page.on("pageerror", lambda error: check.errors.append(str(error)))
     page.on("console", lambda m: check.errors.append(m.text) if m.type == "error" else None)
-    # data: is what the page itself holds.
+    # data: and blob: are what the page itself holds.
     page.on(
         "request",
         lambda request: (
             None
-            if request.url == own or request.url.startswith("data:")
+            if request.url == own or request.url.startswith(("data:", "blob:"))
             else check.requests.append(request.url)
         ),
     )

@@ -19,6 +19,7 @@ FLOORS = {
     "plots": 1,
     "model": 2,
     "interventions": 2,
+    "page": 2,
     "checkpoints": 3,
     "capture": 4,
     "lens": 5,

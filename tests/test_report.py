@@ -8,11 +8,11 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 import pytest
-from plotly.offline import get_plotlyjs
 
 from llama_probe import plots
 from llama_probe.errors import InputError
-from llama_probe.runner.report import Report
+from llama_probe.page.pack import plotly_text
+from llama_probe.page.report import Report
 
 NASTY = "</script><script>alert(1)</script><!-- \"quoted\" 'single' & <b> {{ 7 * 7 }}"
 
@@ -22,7 +22,7 @@ def figure(title=None):
 
 
 def without_plotly(page):
-    return page.replace(get_plotlyjs(), "")
+    return page.replace(plotly_text(), "")
 
 
 def nasty_report():
@@ -48,7 +48,7 @@ def test_nothing_that_is_put_in_becomes_markup():
 
 def test_the_page_asks_for_nothing():
     page = nasty_report().figure(figure(), "again").html()
-    assert page.count(get_plotlyjs()) == 1
+    assert page.count(plotly_text()) == 1
     own = without_plotly(page)
     assert not re.search(r'(src|href)="(?!data:)', own)
     assert "http:" not in own and "https:" not in own and "url(" not in own and "cdn" not in own

@@ -6,7 +6,7 @@ from browser import open_offline
 from test_plots import NASTY, causal, dla_frame, head_frame, heat_frame, lens_frame, patch_frame
 
 from llama_probe import plots
-from llama_probe.runner.report import Report
+from llama_probe.page.report import Report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

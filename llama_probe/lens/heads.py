@@ -21,7 +21,7 @@ from llama_probe.hooks import HookPoint, act_name, reads_only
 from llama_probe.lens.common import wide
 from llama_probe.model.llama import Llama
 
-_METRICS = ("entropy", "previous_token", "first_token", "duplicate_token", "induction")
+METRICS = ("entropy", "previous_token", "first_token", "duplicate_token", "induction")
 
 
 @torch.no_grad()
@@ -123,20 +123,23 @@ def _given_sequences(model: Llama, prompts: Any) -> list[Int[Tensor, " pos"]]:
 
 def _scores(model: Llama, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "layer metric head"]:
     """One sequence's scores; patterns are summed up as they come, never kept."""
-    wanted = _wanted_keys(tokens)
+    wanted = wanted_keys(tokens)
     layers = []
 
     @reads_only
     def summarise(pattern: Tensor, hook: HookPoint) -> None:
-        layers.append(_summaries(wide(pattern[0]), wanted))
+        layers.append(summaries(wide(pattern[0, :, 1:]), wanted[:, 1:]))
 
     with model.hooks([(act_name("pattern", "*"), summarise)]):
         model(tokens[None], attention_mask=torch.ones_like(tokens)[None], logits_at=-1)
     return torch.stack(layers).cpu()
 
 
-def _wanted_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "target query key"]:
-    """For each score but the entropy, the keys that count for each query, in `_METRICS`' order."""
+def wanted_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "target query key"]:
+    """For each score but the entropy, the keys that count for each query, in `METRICS`' order.
+
+    The first query sees itself alone, and has none.
+    """
     index = torch.arange(len(tokens), device=tokens.device)
     earlier = index < index[:, None]
     previous = index == index[:, None] - 1
@@ -146,10 +149,11 @@ def _wanted_keys(tokens: Int[Tensor, " pos"]) -> Bool[Tensor, "target query key"
     return torch.stack((previous, first, duplicate, after & earlier))
 
 
-def _summaries(
+def summaries(
     pattern: Float[Tensor, "head query key"], wanted: Bool[Tensor, "target query key"]
 ) -> Float[Tensor, "metric head"]:
-    scores = [torch.special.entr(pattern).sum(dim=-1)[:, 1:].mean(dim=-1)]
+    """The entropy of each head, then its weight on each target, over queries that have one."""
+    scores = [torch.special.entr(pattern).sum(dim=-1).mean(dim=-1)]
     for keys in wanted:
         queries = keys.any(dim=-1)
         # The mean of none is missing (NaN).
@@ -163,7 +167,7 @@ def _frame(scores: Float[Tensor, "sequence layer metric head"]) -> pd.DataFrame:
         (layer, head, metric, *_estimate(values[:, layer, index, head]))
         for layer in range(values.shape[1])
         for head in range(values.shape[3])
-        for index, metric in enumerate(_METRICS)
+        for index, metric in enumerate(METRICS)
     ]
     return pd.DataFrame(
         rows, columns=["layer", "head", "metric", "value", "ci_low", "ci_high", "n"]

@@ -10,6 +10,7 @@ from llama_probe.plots.heatmap import heatmap
 from llama_probe.plots.lens import direct_logit_attribution, logit_lens
 from llama_probe.plots.patching import agreement, patch
 from llama_probe.plots.rope import rope_contributions, rope_distance
+from llama_probe.plots.tokens import top_tokens
 
 __all__ = [
     "agreement",
@@ -21,4 +22,5 @@ __all__ = [
     "patch",
     "rope_contributions",
     "rope_distance",
+    "top_tokens",
 ]

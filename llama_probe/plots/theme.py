@@ -51,6 +51,7 @@ def _template(ink: str, faint: str, empty: str, hover: str) -> go.layout.Templat
         margin={"l": 56, "r": 24, "t": 56, "b": 48},
         xaxis=axis,
         yaxis=axis,
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": faint, "activecolor": ink},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
     )
     bar = {"thickness": 14, "outlinewidth": 0, "ticklen": 3, "tickcolor": faint}

@@ -14,8 +14,8 @@ from llama_probe.checkpoints.load import load
 from llama_probe.hooks import act_name
 from llama_probe.lens import direct_logit_attribution, logit_lens
 from llama_probe.model.llama import Llama
+from llama_probe.page.report import Report
 from llama_probe.patching import logit_diff, patch
-from llama_probe.runner.report import Report
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"

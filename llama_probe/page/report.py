@@ -1,12 +1,13 @@
 """One HTML file that shows text, tables and live figures, offline and from any folder.
 
-The page is report.html, beside this file. Whatever is put into a report is escaped; the page's
-content policy forbids it any request.
+The page is report.html, beside this file, its script views.js and page.js. Whatever is put into a
+report is escaped; the page's content policy forbids it any request.
 """
 
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from numbers import Integral, Real
@@ -16,13 +17,15 @@ from typing import Any, SupportsFloat
 from uuid import uuid4
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from llama_probe.errors import InputError
+from llama_probe.page import pack
+from llama_probe.page.views import Linked, Strip, View, kind_of, spec_of
 from llama_probe.plots import theme
 from llama_probe.plots.labels import visible
 
@@ -91,10 +94,34 @@ class Report:
         """
         if not caption.strip():
             raise InputError("a figure needs a caption that says what it shows; this one is empty")
-        spec = json.loads(figure.to_json() or "{}")
-        spec["layout"].pop("template", None)
         numbers = None if table is None else _table(table, max_rows)
-        return self._add("figure", spec=_script_json(spec), caption=caption, table=numbers)
+        spec = _script_json(spec_of(figure))
+        return self._add("figure", spec=spec, caption=caption, table=numbers)
+
+    def linked(self, linked: Linked) -> "Report":
+        """Add views that a click in one of them changes, as an explorer has them.
+
+        Args:
+            linked: The views, with the arrays that they are filled from.
+
+        Raises:
+            InputError: A view is filled from an array that is not there, or by more numbers than
+                the array has axes.
+        """
+        about, blob = pack.packed(linked.arrays)
+        rows = linked.shown()
+        spec = {
+            "state": dict(linked.state),
+            "labels": {name: list(map(str, texts)) for name, texts in linked.labels.items()},
+            "arrays": about,
+            "views": [_view(view, it, linked) for row in rows for view, it in row],
+        }
+        names = [[view.name for view, _ in row] for row in rows]
+        menus = [(name, linked.labels[name]) for name in linked.controls]
+        return self._add(
+            "linked", spec=_script_json(spec), blob=blob, rows=names, menus=menus, note=linked.note,
+            caption=linked.title,
+        )  # fmt: skip
 
     def tokens(
         self,
@@ -123,15 +150,16 @@ class Report:
 
     def html(self) -> str:
         """The whole page."""
-        source = files("llama_probe.runner").joinpath("report.html").read_text(encoding="utf-8")
         page = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        return page.from_string(source).render(
+        draws = any(part["kind"] in ("figure", "linked") for part in self._parts)
+        return page.from_string(own_file("report.html")).render(
             title=self.title,
             parts=self._parts,
-            plotly_js=Markup(get_plotlyjs()),  # plotly's own, which holds no end tag
-            templates=_script_json(_templates()),
+            plotly=pack.plotly_text() if draws else "",
+            templates=_script_json(templates()),
+            script=Markup(own_file("views.js") + own_file("page.js")),  # ours, without end tags
         )
 
     def write(self, path: str | PathLike[str]) -> Path:
@@ -170,8 +198,36 @@ def _script_json(value: Any) -> Markup:
     return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
 
 
+def _view(view: View, shown: go.Figure | Strip, linked: Linked) -> dict[str, Any]:
+    """A view as the page's script takes it."""
+    for fill in view.fills:
+        axes = np.ndim(array) if (array := linked.arrays.get(fill.array)) is not None else -1
+        if axes < len(fill.index):
+            raise InputError(
+                f"view {view.name!r} is filled from array {fill.array!r} by "
+                f"{', '.join(name or 'all' for name in fill.index)}, but the array is missing or has fewer axes"
+            )
+    return {
+        "name": view.name,
+        "kind": kind_of(shown),
+        "caption": view.caption,
+        "spec": spec_of(shown, clicks=bool(view.clicks)),
+        "clicks": dict(view.clicks),
+        "marks": dict(view.marked),
+        "reads": sorted({*view.reads, *view.marked}),
+        "fills": [asdict(fill) for fill in view.fills],
+    }
+
+
 @cache
-def _templates() -> dict[str, Any]:
+def own_file(name: str) -> str:
+    """A file that lies beside this one."""
+    return files("llama_probe.page").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def templates() -> dict[str, Any]:
+    """Plotly's templates for a light and a dark page."""
     names = {"light": theme.LIGHT, "dark": theme.DARK}
     return {mode: pio.templates[name].to_plotly_json() for mode, name in names.items()}
 
