@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks import loading, patching, speed
+from benchmarks import loading, patching, speed, widgets
 from benchmarks.measure import Row
 
 _HEAD = (
@@ -34,6 +34,8 @@ def main() -> None:
         "loading": loading.loading,
         "memory": loading.attention_memory,
         "patching": lambda: patching.sweeps(*speed.smollm2()),
+        "opening": widgets.opening,
+        "clicks": widgets.clicks,
         "patching-batch": lambda: patching.batch(speed.smollm2()[0]),
     }
     names = sys.argv[1:] or list(benches)

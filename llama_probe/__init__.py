@@ -27,13 +27,21 @@ if TYPE_CHECKING:
     from llama_probe.errors import UnknownNameError as UnknownNameError
     from llama_probe.hooks import ActivationCache as ActivationCache
     from llama_probe.hooks import act_name as act_name
+    from llama_probe.lens import AttentionMaps as AttentionMaps
+    from llama_probe.lens import RopeMaps as RopeMaps
+    from llama_probe.lens import activation_pca as activation_pca
+    from llama_probe.lens import attention_maps as attention_maps
     from llama_probe.lens import direct_logit_attribution as direct_logit_attribution
     from llama_probe.lens import head_scores as head_scores
     from llama_probe.lens import logit_lens as logit_lens
+    from llama_probe.lens import rope_angles as rope_angles
     from llama_probe.lens import rope_contributions as rope_contributions
     from llama_probe.lens import rope_distance as rope_distance
+    from llama_probe.lens import rope_maps as rope_maps
+    from llama_probe.lens import rope_wavelengths as rope_wavelengths
     from llama_probe.model.config import LlamaConfig as LlamaConfig
     from llama_probe.model.llama import Llama as Llama
+    from llama_probe.page import Report as Report
     from llama_probe.patching import ablate_each as ablate_each
     from llama_probe.patching import agreement as agreement
     from llama_probe.patching import attribution_patch as attribution_patch
@@ -42,12 +50,22 @@ if TYPE_CHECKING:
     from llama_probe.patching import patch as patch
     from llama_probe.patching import path_patch as path_patch
     from llama_probe.patching import prob as prob
+    from llama_probe.widgets import ActivationScatter as ActivationScatter
+    from llama_probe.widgets import AttentionExplorer as AttentionExplorer
+    from llama_probe.widgets import LogitLensExplorer as LogitLensExplorer
+    from llama_probe.widgets import PatchingExplorer as PatchingExplorer
+    from llama_probe.widgets import RopeExplorer as RopeExplorer
+    from llama_probe.widgets import Selection as Selection
+    from llama_probe.widgets import TokenStrip as TokenStrip
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it; a module stands for itself.
 _HOME = {
     "ActivationCache": "llama_probe.hooks",
+    "ActivationScatter": "llama_probe.widgets",
+    "AttentionExplorer": "llama_probe.widgets",
+    "AttentionMaps": "llama_probe.lens",
     "CheckpointError": "llama_probe.errors",
     "ConfigError": "llama_probe.errors",
     "DownloadError": "llama_probe.errors",
@@ -56,10 +74,19 @@ _HOME = {
     "Llama": "llama_probe.model.llama",
     "LlamaConfig": "llama_probe.model.config",
     "LlamaProbeError": "llama_probe.errors",
+    "LogitLensExplorer": "llama_probe.widgets",
+    "PatchingExplorer": "llama_probe.widgets",
+    "Report": "llama_probe.page",
+    "RopeExplorer": "llama_probe.widgets",
+    "RopeMaps": "llama_probe.lens",
+    "Selection": "llama_probe.widgets",
+    "TokenStrip": "llama_probe.widgets",
     "UnknownNameError": "llama_probe.errors",
     "ablate_each": "llama_probe.patching",
     "act_name": "llama_probe.hooks",
+    "activation_pca": "llama_probe.lens",
     "agreement": "llama_probe.patching",
+    "attention_maps": "llama_probe.lens",
     "attribution_patch": "llama_probe.patching",
     "direct_logit_attribution": "llama_probe.lens",
     "from_transformers": "llama_probe.checkpoints.load",
@@ -73,14 +100,20 @@ _HOME = {
     "plots": "llama_probe.plots",
     "prob": "llama_probe.patching",
     "prompts": "llama_probe.prompts",
+    "rope_angles": "llama_probe.lens",
     "rope_contributions": "llama_probe.lens",
     "rope_distance": "llama_probe.lens",
+    "rope_maps": "llama_probe.lens",
+    "rope_wavelengths": "llama_probe.lens",
     "save": "llama_probe.checkpoints.save",
     "stats": "llama_probe.stats",
 }
 
 __all__ = [
     "ActivationCache",
+    "ActivationScatter",
+    "AttentionExplorer",
+    "AttentionMaps",
     "CheckpointError",
     "ConfigError",
     "DownloadError",
@@ -89,11 +122,20 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "LlamaProbeError",
+    "LogitLensExplorer",
+    "PatchingExplorer",
+    "Report",
+    "RopeExplorer",
+    "RopeMaps",
+    "Selection",
+    "TokenStrip",
     "UnknownNameError",
     "__version__",
     "ablate_each",
     "act_name",
+    "activation_pca",
     "agreement",
+    "attention_maps",
     "attribution_patch",
     "direct_logit_attribution",
     "from_transformers",
@@ -107,8 +149,11 @@ __all__ = [
     "plots",
     "prob",
     "prompts",
+    "rope_angles",
     "rope_contributions",
     "rope_distance",
+    "rope_maps",
+    "rope_wavelengths",
     "save",
     "stats",
 ]

@@ -18,8 +18,11 @@ import nbformat
 from browser import ARGS
 from playwright.sync_api import Page, sync_playwright
 
-# No news, no updates, nothing of the user's own settings.
-_QUIET = {"fetchNews": "false", "checkForUpdates": False}
+# No news and no updates; widgets are saved with their notebook.
+_SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
+}
 
 
 @dataclass
@@ -33,9 +36,9 @@ class Lab:
     errors: list[str] = field(default_factory=list)
     received: int = 0  # bytes, over websockets
 
-    def open(self, name: str, *, dark: bool = False) -> "Notebook":
+    def open(self, name: str, *, dark: bool = False, height: int = 1400) -> "Notebook":
         """Open a notebook in a page of its own, with its kernel ready."""
-        page = self.browser.new_page(viewport={"width": 1400, "height": 1000})
+        page = self.browser.new_page(viewport={"width": 1400, "height": height})
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -74,12 +77,27 @@ class Notebook:
             self.page.locator(".jp-OutputArea-output").all_inner_texts()
         )
 
+    def run(self, *cells: int) -> None:
+        """Run some cells."""
+        for cell in cells:
+            assert self.page.evaluate(
+                """async (cell) => {
+                  window.jupyterapp.shell.currentWidget.content.activeCellIndex = cell;
+                  return window.jupyterapp.commands.execute('notebook:run-cell').then(() => true);
+                }""",
+                cell,
+            )
+
+    def picture(self, path: Path) -> None:
+        """Take a picture of what is seen."""
+        self.page.screenshot(path=path)
+
     def save(self) -> None:
         """Save it, with the state of its widgets."""
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
     def view(self, name: str) -> Any:
-        """The view of an explorer with that name; the last, where there are several."""
+        """A view by its explorer and name, such as "attention-map"; the last of several."""
         return self.page.locator(f".lp-{name}").last
 
     def drawn(self, name: str) -> int:
@@ -95,8 +113,8 @@ class Notebook:
         plot.scroll_into_view_if_needed()
         left, top = plot.evaluate(
             """(g, [x, y]) => {
-              const {xaxis, yaxis} = g._fullLayout, box = g.getBoundingClientRect();
-              return [box.left + xaxis._offset + xaxis.d2p(x), box.top + yaxis._offset + yaxis.d2p(y)];
+              const {xaxis, yaxis} = g._fullLayout, {left, top} = g.getBoundingClientRect();
+              return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
             }""",
             [x, y],
         )
@@ -127,9 +145,10 @@ def running_lab(chromium: str, folder: Path) -> Iterator[Lab]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
-    settings = folder / ".settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(_QUIET))
+    for plugin, settings in _SETTINGS.items():
+        path = folder / ".settings" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(settings))
     env = {
         **os.environ,
         "JUPYTER_CONFIG_DIR": str(folder / ".config"),

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 60  # of processor time, which does not depend on what else the machine does
-FIGURE = "application/vnd.plotly.v1+json"
+FIGURES = {"application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"}
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -72,7 +72,7 @@ def test_it_runs_from_top_to_bottom(path: Path, monkeypatch: pytest.MonkeyPatch)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
     assert 1 < seconds_of_children() - before < SECONDS
     outputs = [output for cell in code_of(notebook) for output in cell.outputs]
-    assert any(FIGURE in output.get("data", {}) for output in outputs)
+    assert any(FIGURES & set(output.get("data", {})) for output in outputs)
     said = [output.text for output in outputs if output.output_type == "stream"]
     assert said == [], "a warning or a print, which does not belong beside figures"
 

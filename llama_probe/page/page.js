@@ -12,22 +12,47 @@ async function unpack(base64) {
 }
 
 // Numbers that were packed as whole ones of 8 or 16 bits; the largest stands for "missing".
-function unpacked({shape, start, bits, low, high, root}, buffer, index) {
-  const codes = new (bits === 8 ? Uint8Array : Uint16Array)(buffer, start);
+function decoder({bits, low, high, root}) {
   const most = 2 ** bits - 2;
-  const decoded = (code) => {
-    if (code > most) return null;
-    const share = code / most;
-    return low + (high - low) * (root ? share * share : share);
-  };
+  const value = (code) => low + (high - low) * (root ? (code / most) ** 2 : code / most);
+  return Float32Array.from({length: most + 2}, (_, code) => (code > most ? NaN : value(code)));
+}
+
+// The part of an array that an index chooses: nested arrays of the axes that it leaves (null) whole.
+function unpacked(array, buffer, index) {
+  const {shape, start, bits} = array;
+  array.values ??= decoder(array);
+  array.codes ??= new (bits === 8 ? Uint8Array : Uint16Array)(buffer, start);
   const steps = shape.map((_, axis) => shape.slice(axis + 1).reduce((a, b) => a * b, 1));
-  const at = (axis, place) => {
-    if (axis === shape.length) return decoded(codes[place]);
-    const chosen = index[axis] ?? null;
-    if (chosen !== null) return at(axis + 1, place + chosen * steps[axis]);
-    return Array.from({length: shape[axis]}, (_, i) => at(axis + 1, place + i * steps[axis]));
+  const kept = shape.map((_, axis) => axis).filter((axis) => (index[axis] ?? null) === null);
+  const first = index.reduce((place, value, axis) => place + (value ?? 0) * steps[axis], 0);
+  const part = (level, place) => {
+    if (level === kept.length) return array.values[array.codes[place]];
+    const [length, step] = [shape[kept[level]], steps[kept[level]]];
+    if (level < kept.length - 1) {
+      return Array.from({length}, (_, i) => part(level + 1, place + i * step));
+    }
+    const row = new Float32Array(length);
+    for (let i = 0; i < length; i++) row[i] = array.values[array.codes[place + i * step]];
+    return row;
   };
-  return at(0, 0);
+  return part(0, first);
+}
+
+// The largest of each square of so many numbers a side; missing ones do not count.
+function pooled(rows, size) {
+  const side = (n) => Math.ceil(n / size);
+  const result = Array.from({length: side(rows.length)}, () =>
+    new Float32Array(side(rows[0].length)).fill(NaN),
+  );
+  rows.forEach((row, y) => {
+    const into = result[Math.floor(y / size)];
+    row.forEach((value, x) => {
+      const at = Math.floor(x / size);
+      if (!(into[at] >= value) && !Number.isNaN(value)) into[at] = value;
+    });
+  });
+  return result;
 }
 
 function pick(array, buffer, index) {
@@ -58,8 +83,9 @@ async function linked(part, tools) {
   function draw(view) {
     const data = view.spec.data?.map((trace) => ({...trace}));
     const shown = {...view.spec, ...(data && {data})};
-    for (const {trace, attribute, array, index} of view.fills) {
-      const value = pick(spec.arrays[array], buffer, index.map((trait) => state[trait] ?? null));
+    for (const {trace, attribute, array, index, pool} of view.fills) {
+      const whole = pick(spec.arrays[array], buffer, index.map((trait) => state[trait] ?? null));
+      const value = pool > 1 ? pooled(whole, pool) : whole;
       if (trace === null) shown[attribute] = value;
       else shown.data[trace][attribute] = value;
     }

@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from llama_probe.errors import InputError
 from llama_probe.page import pack
-from llama_probe.page.views import Linked, Strip, View, kind_of, spec_of
+from llama_probe.page.views import Linked, Strip, View, filled, kind_of, spec_of
 from llama_probe.plots import theme
 from llama_probe.plots.labels import visible
 
@@ -201,22 +201,31 @@ def _script_json(value: Any) -> Markup:
 def _view(view: View, shown: go.Figure | Strip, linked: Linked) -> dict[str, Any]:
     """A view as the page's script takes it."""
     for fill in view.fills:
-        axes = np.ndim(array) if (array := linked.arrays.get(fill.array)) is not None else -1
-        if axes < len(fill.index):
+        if _axes(linked.arrays.get(fill.array)) < len(fill.index):
             raise InputError(
-                f"view {view.name!r} is filled from array {fill.array!r} by "
-                f"{', '.join(name or 'all' for name in fill.index)}, but the array is missing or has fewer axes"
+                f"view {view.name!r} is filled from array {fill.array!r}, which is missing or has "
+                f"fewer axes than the view needs: {', '.join(name or 'all' for name in fill.index)}"
             )
+    # What follows the selection in Python only stays, with what it says, as it is now.
+    stays = bool(linked.labels.keys() & set(view.reads)) and not view.fills
+    caption = filled(view.caption, linked.state, linked.labels) if stays else view.caption
     return {
         "name": view.name,
         "kind": kind_of(shown),
-        "caption": view.caption,
+        "caption": caption,
         "spec": spec_of(shown, clicks=bool(view.clicks)),
         "clicks": dict(view.clicks),
         "marks": dict(view.marked),
         "reads": sorted({*view.reads, *view.marked}),
         "fills": [asdict(fill) for fill in view.fills],
     }
+
+
+def _axes(array: np.ndarray | list[Any] | None) -> int:
+    """How many axes an array or nested lists have; -1 where there is none."""
+    if isinstance(array, list):
+        return 1 + (_axes(array[0]) if array and isinstance(array[0], list) else 0)
+    return -1 if array is None else array.ndim
 
 
 @cache

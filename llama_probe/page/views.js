@@ -80,8 +80,8 @@ function addStyle(root) {
 // What both kinds of view share: a caption, something that takes the focus, what is read aloud, and
 // the numbers as a table.
 class Frame {
-  constructor(root, {onClick = () => {}, onZoom = null} = {}) {
-    Object.assign(this, {root, onClick, onZoom, cursor: null, marks: {}});
+  constructor(root, {onClick = () => {}, onZoom = null, onSelect = () => {}} = {}) {
+    Object.assign(this, {root, onClick, onZoom, onSelect, cursor: null, marks: {}});
     root.classList.add("lp-view");
     this.caption = made("p", {class: "lp-caption"});
     this.focus = made("div", {class: "lp-focus", tabindex: "0"});
@@ -141,8 +141,13 @@ class Frame {
   close() {}
 }
 
+function known(value) {
+  return value !== null && value !== undefined && !Number.isNaN(value);
+}
+
 function shown(value) {
-  if (typeof value !== "number") return value === null || value === undefined ? "" : String(value);
+  if (!known(value)) return "";
+  if (typeof value !== "number") return String(value);
   return Number.isInteger(value) ? String(value) : value.toPrecision(4);
 }
 
@@ -185,7 +190,9 @@ export class FigureView extends Frame {
     if (layout.height) this.plot.style.minHeight = layout.height + "px";
     const first = !this.plot.on;
     const options = {responsive: true, displaylogo: false, displayModeBar: "hover"};
+    this.drawing = true;
     await this.Plotly.react(this.plot, this.spec.data, layout, options);
+    this.drawing = false;
     if (first) this.listen();
     this.root.dataset.drawn = String(this.wanted);
     this.tabulate();
@@ -196,6 +203,14 @@ export class FigureView extends Frame {
       const point = event.points[0];
       if (point) this.clicked(point, event.event);
     });
+    // A lasso or a box around points of the first trace; a click gives them up again. So does
+    // drawing anew, which nobody did by hand.
+    const select = (event) => {
+      const points = (event?.points ?? []).filter((point) => point.curveNumber === 0);
+      if (!this.drawing) this.onSelect(points.map((point) => point.pointIndex));
+    };
+    this.plot.on("plotly_selected", select);
+    this.plot.on("plotly_deselect", select);
     this.plot.on("plotly_relayout", (change) => {
       const moved = Object.keys(change).some((key) => /^[xy]axis\.(range|autorange)/.test(key));
       if (!this.onZoom || !moved) return;
@@ -268,7 +283,7 @@ export class FigureView extends Frame {
     const at = this.cursor ?? this.start(grid);
     const [i, j] = [within(at[0], grid.xs), grid.ys ? within(at[1], grid.ys) : 0];
     const y = grid.ys ? grid.ys[j] : grid.y[i];
-    return {x: grid.xs[i], y, z: grid.ys ? grid.at(i, j) : null, trace: grid.trace, index: i};
+    return {x: grid.xs[i], y, z: grid.ys ? (grid.at(i, j) ?? null) : undefined, trace: grid.trace, index: i};
   }
 
   describe() {
@@ -276,7 +291,7 @@ export class FigureView extends Frame {
     const {xaxis, yaxis} = this.plot._fullLayout;
     const named = (axis, value) => `${axis.title?.text ?? ""} ${label(axis, value)}`;
     const text = `${named(xaxis, x)}, ${named(yaxis, y)}`;
-    return z === null ? text : `${text}: ${Number.isNaN(z) ? "nothing" : shown(z)}`;
+    return z === undefined ? text : `${text}: ${known(z) ? shown(z) : "nothing"}`;
   }
 
   choose() {
@@ -327,7 +342,7 @@ export class FigureView extends Frame {
         for (let j = 0; j < trace.y.length && rows.length <= MOST_ROWS; j++) {
           for (let i = 0; i < trace.x.length; i++) {
             const z = trace.z[j][i];
-            if (!Number.isNaN(z) && z !== undefined) {
+            if (known(z)) {
               rows.push([label(xaxis, trace.x[i]), label(yaxis, trace.y[j]), z]);
             }
           }
@@ -387,11 +402,10 @@ export class StripView extends Frame {
     if (this.spec?.tokens.length !== tokens.length) this.cursor = null;
     Object.assign(this, {spec, marks});
     this.strip.toggleAttribute("data-clicks", spec.clicks);
-    const known = (values ?? []).filter((value) => value !== null);
-    const most = Math.max(...known.map(Math.abs), 0);
+    const most = Math.max(...(values ?? []).filter(known).map(Math.abs), 0);
     this.spans = tokens.map((text, pos) => {
       const letters = Object.keys(marks).filter((letter) => marks[letter] === pos);
-      const value = values?.[pos] ?? null;
+      const value = values && known(values[pos]) ? values[pos] : null;
       const number = value === null ? "" : `: ${shown(value)}${unit ? " " + unit : ""}`;
       const span = made("span", {
         role: "option", "data-pos": pos, title: `${pos}${number}`,

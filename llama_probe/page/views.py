@@ -47,14 +47,17 @@ class Fill:
         array: The array's name.
         index: The names of the selection's numbers that index its first axes; None for an axis that
             is taken whole.
-        attribute: What it fills: "z", "y", "x", "text" of a trace, or "values" of a strip.
+        attribute: What it fills: "z", "y", "x", "text", "base", "name" of a trace, or "values" or
+            "tokens" of a strip.
         trace: Which trace; None for a strip.
+        pool: Of each square of so many numbers a side only the largest is shown.
     """
 
     array: str
     index: tuple[str | None, ...]
     attribute: str = "z"
     trace: int | None = 0
+    pool: int = 1
 
 
 @dataclass(frozen=True)

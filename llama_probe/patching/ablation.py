@@ -15,6 +15,7 @@ from llama_probe.patching.engine import Sweep
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import measured, resolved
 from llama_probe.patching.patch import engine_of, finished, with_tokens
+from llama_probe.patching.progress import Progress
 from llama_probe.patching.runs import Answers, Pairs, Run, pairs_of, run, site_names, stream_names
 from llama_probe.patching.sites import Positions, Site, cells_of, sites_of
 
@@ -39,7 +40,7 @@ def ablate_each(
     engine: str = "fast",
     batch_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> pd.DataFrame:
     """Ablate one site cell by cell, and measure what is lost of a prediction.
 
@@ -64,7 +65,7 @@ def ablate_each(
         engine: As for `lp.patch`.
         batch_size: As for `lp.patch`.
         seed: Of the bootstrap and of the resampling.
-        progress: Show a progress bar.
+        progress: As for `lp.patch`.
 
     Returns:
         The columns of `lp.patch`, with `corrupted` missing: `effect` is the share of the metric

@@ -14,6 +14,7 @@ Cells with the same first position run as one batch of rows [cell prompt], cell 
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,12 +23,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
-from tqdm.auto import tqdm
 
 from llama_probe.hooks import Hook, HookPoint
 from llama_probe.model.cache import KVCache
 from llama_probe.model.llama import Llama
 from llama_probe.patching.metrics import Metric, measured
+from llama_probe.patching.progress import Progress, shown
 from llama_probe.patching.runs import Pairs, Run
 from llama_probe.patching.sites import Cells, Site
 
@@ -244,7 +245,7 @@ def values(
     metric: Metric,
     *,
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> Float[Tensor, "cell prompt"]:
     """The metric of every cell, for every prompt.
 
@@ -254,18 +255,22 @@ def values(
         metric: A metric of logits [prompt d_vocab].
         batch_size: Most rows (a cell of a prompt each) that run at once; None: as many as memory
             allows. Fewer are tried where memory runs out.
-        progress: Show a progress bar.
+        progress: Show a progress bar; or a function of how many cells are done and of how many,
+            which is called once a layer.
     """
     start, active = _starts(sweep, cells)
     known = measured(metric, sweep.target.logits)
     result = known.expand(len(cells), -1).clone()
     todo = active.nonzero().flatten()
     budget = Budget.of(sweep.model, sweep.pairs, batch_size)
-    with tqdm(total=len(todo), desc=f"patch {sweep.site.name}", disable=not progress) as bar:
+    total = len(todo)
+    with shown(progress, total, f"patch {sweep.site.name}") as tell:
         while len(todo):
             groups = _groups(sweep, cells, todo, start, budget)
             try:
-                _run(groups, sweep.model.cfg.n_layers)
+                size = sum(len(group.index) for group in groups)
+                for share in _run(groups, sweep.model.cfg.n_layers):
+                    tell(total - len(todo) + share * size)
                 for group in groups:
                     result[group.index] = measure_streams(sweep.model, group.answers(), metric).to(
                         result
@@ -276,7 +281,7 @@ def values(
                 continue
             done = torch.cat([group.index for group in groups])
             todo = todo[~torch.isin(todo, done)]
-            bar.update(len(done))
+            tell(total - len(todo))
     return result
 
 
@@ -315,9 +320,11 @@ def _groups(
     return groups
 
 
-def _run(groups: list[_Group], n_layers: int) -> None:
+def _run(groups: list[_Group], n_layers: int) -> Iterator[float]:
+    """Run them layer by layer, and say before each which share is done."""
     first = min(int(group.cells.layer[0]) for group in groups)
     for layer in range(first, n_layers):
+        yield (layer - first) / (n_layers - first)
         for group in groups:
             group.step(layer)
 

@@ -19,6 +19,7 @@ from llama_probe.patching import reference
 from llama_probe.patching.engine import Sweep
 from llama_probe.patching.frames import Scale, frame_of
 from llama_probe.patching.metrics import resolved
+from llama_probe.patching.progress import Progress
 from llama_probe.patching.runs import (
     Answers,
     Pairs,
@@ -53,7 +54,7 @@ def patch(
     engine: str = "fast",
     batch_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> pd.DataFrame:
     """Patch one site cell by cell, and measure what each patch does to a prediction.
 
@@ -83,7 +84,8 @@ def patch(
         batch_size: Most rows (one cell of one prompt each) that run at once; None: as memory
             allows.
         seed: Of the bootstrap.
-        progress: Show a progress bar.
+        progress: Show a progress bar; or a function of how many cells of the site are done and
+            of how many, which is called often, and ends the sweep where it raises.
 
     Returns:
         One row for each cell: the columns of `over` (positions of prompts of unequal length count

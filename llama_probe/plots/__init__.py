@@ -7,20 +7,31 @@ makes it fit a dark page. A frame draws the same after `pandas.concat` and a CSV
 from llama_probe.plots.attention import attention
 from llama_probe.plots.heads import head_scores
 from llama_probe.plots.heatmap import heatmap
-from llama_probe.plots.lens import direct_logit_attribution, logit_lens
-from llama_probe.plots.patching import agreement, patch
-from llama_probe.plots.rope import rope_contributions, rope_distance
+from llama_probe.plots.lens import direct_logit_attribution, logit_lens, token_ranks
+from llama_probe.plots.patching import agreement, effects, patch
+from llama_probe.plots.pca import activation_pca
+from llama_probe.plots.rope import (
+    rope_angles,
+    rope_contributions,
+    rope_distance,
+    rope_wavelengths,
+)
 from llama_probe.plots.tokens import top_tokens
 
 __all__ = [
+    "activation_pca",
     "agreement",
     "attention",
     "direct_logit_attribution",
+    "effects",
     "head_scores",
     "heatmap",
     "logit_lens",
     "patch",
+    "rope_angles",
     "rope_contributions",
     "rope_distance",
+    "rope_wavelengths",
+    "token_ranks",
     "top_tokens",
 ]

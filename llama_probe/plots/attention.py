@@ -12,7 +12,7 @@ from llama_probe.plots import theme
 from llama_probe.plots.labels import axis, numbered
 
 # More cells than this a side draw slowly, and a screen cannot show them.
-_MOST = 256
+MOST = 256
 
 
 def attention(
@@ -51,7 +51,7 @@ def attention(
     weights = _weights(pattern)
     texts = tokens, tokens if keys is None else keys
     _match(weights, *texts)
-    size = math.ceil(max(weights.shape) / _MOST)
+    size = math.ceil(max(weights.shape) / MOST)
     cells = _without_future(weights, at)
     if minus is not None:
         other = _weights(minus)

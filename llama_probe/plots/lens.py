@@ -1,5 +1,8 @@
 """Figures of what is read off the residual stream: the logit lens, direct logit attribution."""
 
+from itertools import cycle
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -7,9 +10,10 @@ from plotly.subplots import make_subplots
 
 from llama_probe.errors import InputError
 from llama_probe.plots import theme
-from llama_probe.plots.frames import SMALL, Grid, check, grid, numbers, rows
+from llama_probe.plots.frames import SMALL, Grid, check, column, grid, numbers, rows
 from llama_probe.plots.heatmap import cell_figure, cell_trace, token_names
 from llama_probe.plots.labels import axis, clip, escape, token, visible
+from llama_probe.plots.pca import SYMBOLS
 
 _MOST_COLUMNS_WITH_TEXT = 40
 _PIXELS = 700  # how wide the cells of a figure are together, on a page of usual width
@@ -19,7 +23,22 @@ _EMBED = -1  # the row below layer 0
 _BARS = ("mlp", "expert", "shared", "neuron", "rest", "bias", "embed")
 
 
-def logit_lens(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
+class _Colour(NamedTuple):
+    """What a lens is coloured by: the colour bar's title, and columns that only this needs."""
+
+    bar: str
+    needs: tuple[str, ...]
+
+
+_COLOURS = {
+    "prob": _Colour("probability (fraction)", ()),
+    "entropy": _Colour("entropy (nats)", ("entropy",)),
+    "kl": _Colour("KL to the output (nats)", ("kl",)),
+    "rank": _Colour("", ("watched",)),  # it names the token
+}
+
+
+def logit_lens(frame: pd.DataFrame, title: str | None = None, *, colour: str = "prob") -> go.Figure:
     """What each layer would predict at each position, coloured by how sure it is.
 
     The hover gives the likeliest tokens on grids of up to 4096 cells, else the likeliest one.
@@ -30,30 +49,146 @@ def logit_lens(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
             `input_token` (the text at that position) for the labels, if it is there. Read from CSV
             with `keep_default_na=False`, a token such as "null" stays a text.
         title: The figure's title, as plain text.
+        colour: "prob" of the likeliest token; "entropy" or "kl" (nats), columns of the same
+            analysis; or "rank", the place of the token for which `watched` is true, as the
+            logarithm of 1 + rank: a vocabulary has many thousands of places.
 
     Raises:
-        InputError: A column is missing, the frame is empty or has no rank 0, or two rows have the
-            same layer, position and rank.
+        InputError: A column is missing, the frame is empty or has no rank 0, two rows have the same
+            layer, position and rank, `colour` is unknown, or not one token is watched.
     """
-    check(frame, "layer", "pos", "rank", "token", "prob")
+    if colour not in _COLOURS:
+        raise InputError(f"colour is {colour!r}, but should be one of {', '.join(_COLOURS)}")
+    check(frame, "layer", "pos", "rank", "token", "prob", *_COLOURS[colour].needs)
     top = rows(frame, numbers(frame, "rank") == 0)
     if top.empty:
         raise InputError("the frame has no rows of rank 0, which hold the likeliest tokens")
     cells = grid(top, "pos", "layer")
-    trace = cell_trace(cells.numbers(top, "prob"), cells, "probability (fraction)", False)
-    trace.update(zmin=0, zmax=1)
+    bar = _COLOURS[colour].bar
+    if colour == "rank":
+        bar, ranks = _watched_ranks(frame, top)
+        z = np.log10(1 + cells.numbers(ranks, "rank"))
+    else:
+        z = cells.numbers(top, colour)
+    trace = cell_trace(z, cells, bar, False)
+    if colour == "rank":
+        trace.colorscale = theme.SEQUENTIAL + "_r"  # bright where the token is near the top
+    # A grid of zeros, such as the KL of a model without layers, has no range of its own.
+    trace.update(zmin=0, zmax=1 if colour == "prob" else float(np.nanmax(z, initial=0)) or 1)
     _write_in_cells(trace, cells, top)
-    found = "%{text} %{z:.3f}"
+    found = "%{text} %{z:.3f}" if colour == "prob" else "%{text}"
     if cells.size() <= SMALL:
         trace.customdata = cells.texts(_lists(frame, top))
         found = "%{customdata}"
-    trace.hovertemplate = f"position %{{x}}<br>after %{{y}} layers<br>{found}<extra></extra>"
+    if colour != "prob":
+        found += f"<br>{escape(bar)}: %{{z:.3f}}"
+    where = "after %{y} layers" if _is_between(frame) else "layer %{y}"
+    trace.hovertemplate = f"position %{{x}}<br>{where}<br>{found}<extra></extra>"
     tokens = "input_token" if "input_token" in frame else None
     figure = cell_figure(
         trace, cells, "pos", "layer", title, token_names(top, cells, "pos", tokens)
     )
-    figure.update_yaxes(title_text="layers passed (0: embedding)")
+    figure.update_yaxes(title_text=_layers(frame))
     return figure
+
+
+def token_ranks(frame: pd.DataFrame, title: str | None = None, *, value: str = "rank") -> go.Figure:
+    """How far up a token stands at one position, layer by layer: a line for each watched token.
+
+    Ranks have a logarithmic axis that runs downwards, so that the likeliest token is on top; what
+    it shows is 1 + rank, as a logarithm has no 0.
+
+    Args:
+        frame: Rows of one position of `lp.logit_lens(…, watch=…)`: `layer`, `token`, `token_id`,
+            `rank`, `prob`, `watched`.
+        title: The figure's title, as plain text.
+        value: "rank", or "prob" for the token's probability.
+
+    Raises:
+        InputError: A column is missing, no row is watched, `value` is neither of the two, or two
+            rows share a token and a layer.
+
+    >>> frame = pd.DataFrame({"layer": [0, 1], "token": "a", "token_id": 7, "rank": [9, 0]})
+    >>> token_ranks(frame.assign(prob=[0.01, 0.5], watched=True)).data[0].y.tolist()
+    [10.0, 1.0]
+    """
+    if value not in ("rank", "prob"):
+        raise InputError(f"value is {value!r}, but should be rank or prob")
+    check(frame, "layer", "token", "token_id", "rank", "prob", "watched")
+    watched = _watched(frame)
+    if watched.duplicated(["token_id", "layer"]).any():
+        raise InputError(
+            "two rows share a token and a layer: choose the rows of one position and site"
+        )
+    figure = go.Figure(layout={"showlegend": True, **theme.chart(title)})
+    where = "after %{x} layers" if _is_between(frame) else "layer %{x}"
+    shown = "rank + 1 = %{y:.0f}" if value == "rank" else "probability %{y:.3f}"
+    lines = watched.sort_values("layer", kind="stable").groupby("token_id", sort=False)
+    for symbol, (_, line) in zip(cycle(SYMBOLS), lines, strict=False):
+        name = token(line["token"].iloc[0])
+        figure.add_scatter(
+            x=numbers(line, "layer"),
+            y=numbers(line, value) + (value == "rank"),
+            mode="lines+markers",
+            marker={"symbol": symbol, "size": 7},
+            name=name,
+            hovertemplate=f"{name}<br>{where}: {shown}<extra></extra>",
+        )
+    layers = sorted(set(numbers(watched, "layer").astype(int).tolist()))
+    figure.update_xaxes(
+        title_text=_layers(frame),
+        range=[layers[0] - 0.5, layers[-1] + 0.5],
+        tick0=layers[0],
+        dtick=-(-len(layers) // 16),
+    )
+    if value == "prob":
+        return figure.update_yaxes(title_text="probability (fraction)", range=[-0.03, 1.03])
+    most = float(np.nanmax(numbers(watched, "rank")))
+    return figure.update_yaxes(
+        title_text="rank + 1 (logarithmic)",
+        type="log",
+        range=rank_range(most),
+        dtick=1,
+        exponentformat="none",
+    )
+
+
+def rank_range(most: float) -> list[float]:
+    """The ends of an axis of ranks, best on top, as logarithms: at least one power of ten.
+
+    Args:
+        most: The largest rank.
+    """
+    high = max(float(np.log10(1 + most)), 1.0)
+    return [1.04 * high, -0.04 * high]
+
+
+def _watched(frame: pd.DataFrame) -> pd.DataFrame:
+    # A CSV file with missing values gives texts.
+    watched = rows(frame, column(frame, "watched").astype(str) == "True")
+    if watched.empty:
+        raise InputError("no row of the frame is of a watched token: use lp.logit_lens(…, watch=…)")
+    return watched
+
+
+def _watched_ranks(frame: pd.DataFrame, top: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What the logarithms are of, and for each likeliest token's cell the watched one's rank."""
+    watched = _watched(frame)
+    if watched.duplicated(["layer", "pos"]).any():
+        raise InputError("several tokens are watched: leave `watched` true for one of them only")
+    ranks = watched[["layer", "pos", "rank"]]
+    name = clip(visible(watched["token"].iloc[0]), 16)
+    cells = top.drop(columns="rank").merge(ranks, on=["layer", "pos"], how="left")
+    return f"log10(1 + rank of {name})", cells
+
+
+def _is_between(frame: pd.DataFrame) -> bool:
+    """Whether the stream is read between layers, as many of which it has passed."""
+    return "site" not in frame or bool((frame["site"] == "resid_pre").any())
+
+
+def _layers(frame: pd.DataFrame) -> str:
+    return "layers passed (0: embedding)" if _is_between(frame) else "layer"
 
 
 def _write_in_cells(trace: go.Heatmap, cells: Grid, top: pd.DataFrame) -> None:
@@ -64,7 +199,9 @@ def _write_in_cells(trace: go.Heatmap, cells: Grid, top: pd.DataFrame) -> None:
     """
     width = _PIXELS / cells.x.span()
     most = min(max(int(width / (9 * _LETTER)), 3), 10)
-    texts = [clip(visible(text), most) for text in top["token"]]
+    # Without a probability there is no token either, as in a layer that lacks the site.
+    pairs = zip(top["token"], numbers(top, "prob"), strict=True)
+    texts = [clip(visible(text), most) if prob == prob else "" for text, prob in pairs]
     trace.text = cells.texts([escape(text) for text in texts])
     if cells.x.span() <= _MOST_COLUMNS_WITH_TEXT:
         trace.texttemplate = "%{text}"

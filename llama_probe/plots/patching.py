@@ -8,7 +8,7 @@ from llama_probe.errors import InputError
 from llama_probe.plots import theme
 from llama_probe.plots.frames import SMALL, check, column, grid, numbers
 from llama_probe.plots.heatmap import cell_figure, cell_trace, token_names
-from llama_probe.plots.labels import escape
+from llama_probe.plots.labels import axis, escape
 
 # Whichever of two comes first runs to the right.
 _AXES = ("pos", "head", "expert", "neuron", "site", "layer")
@@ -49,6 +49,41 @@ def patch(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     if title is None and "site" in frame and column(frame, "site").nunique() == 1:
         title = f"Effect of patching {frame['site'].iloc[0]}"
     return cell_figure(trace, cells, x, y, title, token_names(frame, cells, x, tokens))
+
+
+def effects(frame: pd.DataFrame, by: str = "site", title: str | None = None) -> go.Figure:
+    """The effects of a few patches side by side, as bars with their intervals.
+
+    Args:
+        frame: One row for each patch: `effect`, the column `by`, and perhaps `ci_low`, `ci_high`.
+        by: What tells the rows apart: "site", "head", "expert", "layer" or "pos".
+        title: The figure's title, as plain text.
+
+    Raises:
+        InputError: A column is missing, the frame is empty, or two rows share a bar.
+
+    >>> frame = pd.DataFrame({"site": ["attn_out", "mlp_out"], "effect": [0.5, -0.1]})
+    >>> effects(frame).data[0].x
+    (0, 1)
+    """
+    check(frame, by, "effect")
+    if frame.duplicated(by).any():
+        raise InputError(f"two rows share a {by}: choose rows so that there is one for each")
+    effect = numbers(frame, "effect")
+    numeric = pd.api.types.is_numeric_dtype(frame[by])
+    places = frame[by].astype(int).tolist() if numeric else list(range(len(frame)))
+    names = {} if numeric else {i: escape(str(name)) for i, name in enumerate(frame[by])}
+    bars = go.Bar(x=places, y=effect, hovertemplate=f"{by} %{{x}}<br>%{{y:.3f}}<extra></extra>")
+    if {"ci_low", "ci_high"} <= set(frame.columns):
+        low, high = numbers(frame, "ci_low"), numbers(frame, "ci_high")
+        bars.error_y = {"array": high - effect, "arrayminus": effect - low}
+    figure = go.Figure(bars, {"showlegend": False, "height": 320, **theme.chart(title)})
+    figure.update_xaxes(axis(places, by, names, x=True))
+    # A glance should tell small effects from large ones, whatever else is beside them.
+    low, high = np.nanmin([0, *effect]), np.nanmax([1, *effect])
+    figure.update_yaxes(title_text="effect (0: none, 1: all)", zeroline=True)
+    figure.update_yaxes(range=[1.05 * low, 1.05 * high])
+    return figure
 
 
 def _axes(frame: pd.DataFrame) -> tuple[str, str]:

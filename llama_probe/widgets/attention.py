@@ -14,6 +14,7 @@ from llama_probe.lens.attention import AttentionMaps, attention_maps
 from llama_probe.lens.heads import METRICS
 from llama_probe.model.llama import Llama
 from llama_probe.page import Fill, Strip, View
+from llama_probe.plots.attention import MOST
 from llama_probe.plots.labels import token
 from llama_probe.widgets.controls import menu, switch
 from llama_probe.widgets.explorer import Explorer, Selected, named, numbers
@@ -74,7 +75,7 @@ class AttentionExplorer(Explorer):
         if several:
             self.labels["prompt"] = [f"{i}: {text}" for i, text in enumerate(self._prompts)]
         self._name_positions()
-        if not self._scores(self._at("prompt")).query("metric == 'induction'").value.notna().any():
+        if not self._scores(self.here("prompt")).query("metric == 'induction'").value.notna().any():
             self.metric = "previous_token"
         self._lay_out()
         n_pos = len(self._tokens())
@@ -155,11 +156,11 @@ class AttentionExplorer(Explorer):
             point = {**point, **self._largest(point)}
         super().clicked(view, point)
 
-    def zoomed(self, view: View, ranges: dict[str, list[float]] | None) -> None:
+    def zoomed(self, view: View, ranges: dict[str, list[Any]] | None) -> None:
         """Show the exact weights of what is zoomed into, if the whole is too large for that."""
         n_pos = len(self._tokens())
 
-        def part(ends: list[float]) -> slice:
+        def part(ends: list[Any]) -> slice:
             low, high = sorted(ends)
             return slice(max(0, int(low + 0.5)), min(n_pos, int(high + 0.5) + 1))
 
@@ -169,10 +170,10 @@ class AttentionExplorer(Explorer):
             self.redraw("map", "other")
 
     def _grid(self) -> go.Figure:
-        return plots.head_scores(self._scores(self._at("prompt")), self.metric, title="")
+        return plots.head_scores(self._scores(self.here("prompt")), self.metric, title="")
 
     def _map(self) -> go.Figure:
-        own = self._pattern(self._at("prompt"), self.layer, self.head, self.weights)
+        own = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
         return self._drawn_pattern(own, self._others() if self.compare == "difference" else None)
 
     def _other(self) -> go.Figure | None:
@@ -196,19 +197,19 @@ class AttentionExplorer(Explorer):
             measure=_MEASURES[self.weights] if minus is None else "difference",
         )
         # Zooming further keeps its frame; another prompt starts anew.
-        return figure.update_layout(uirevision=f"{self._at('prompt')} {len(tokens)}")
+        return figure.update_layout(uirevision=f"{self.here('prompt')} {len(tokens)}")
 
     def _row(self) -> Strip:
-        pattern = self._pattern(self._at("prompt"), self.layer, self.head, self.weights)
+        pattern = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
         return Strip(self._tokens(), _after(pattern)[self.query], "of the weight")
 
     def _column(self) -> Strip:
-        pattern = self._pattern(self._at("prompt"), self.layer, self.head, self.weights)
+        pattern = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
         return Strip(self._tokens(), _after(pattern)[:, self.key], "of their weight")
 
     def _writes(self) -> go.Figure:
         key = self.key if self.this_key_only else None
-        maps = self._maps(self._at("prompt"))
+        maps = self._maps(self.here("prompt"))
         return plots.top_tokens(maps.writes(self.layer, self.head, self.query, key))
 
     def _worked_out(self, prompt: int, layer: int, head: int, weights: str) -> np.ndarray:
@@ -217,21 +218,21 @@ class AttentionExplorer(Explorer):
         return of(layer, head).float().numpy(force=True)
 
     def _largest(self, point: dict[str, Any]) -> dict[str, int]:
-        n_pos = len(self._tokens())
-        size = -(-n_pos // 256) if self._window is None else 1
+        size = self._pool() if self._window is None else 1
         query, key = int(round(point["y"])), int(round(point["x"]))
         if size == 1:
             return {"y": query, "x": key}
-        pattern = self._pattern(self._at("prompt"), self.layer, self.head, self.weights)
+        pattern = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
         square = pattern[query : query + size, key : key + size]
         row, column = np.unravel_index(int(square.argmax()), square.shape)
         return {"y": query + int(row), "x": key + int(column)}
 
-    def _at(self, name: str) -> int:
-        return getattr(self.selection, name) if name in self.labels else 0
+    def _pool(self) -> int:
+        """How many positions a side one cell of the whole pattern stands for."""
+        return -(-len(self._tokens()) // MOST)
 
     def _tokens(self) -> list[str]:
-        return self._maps(self._at("prompt")).tokens
+        return self._maps(self.here("prompt")).tokens
 
     def _other_tokens(self) -> list[str]:
         return self._maps(self.other_prompt).tokens
@@ -241,7 +242,7 @@ class AttentionExplorer(Explorer):
         self.labels = {**self.labels, "query": names, "key": names}
 
     def _best_head(self) -> dict[str, int]:
-        scores = self._scores(self._at("prompt"))
+        scores = self._scores(self.here("prompt"))
         chosen = scores[(scores.metric == self.metric) & scores.value.notna()]
         if chosen.empty:
             return {"layer": 0, "head": 0}
@@ -272,7 +273,7 @@ class AttentionExplorer(Explorer):
         cfg, scope = self._model.cfg, self._scope()
         layers = range(cfg.n_layers) if scope == "all" else [self.layer]
         heads = [self.head] if scope == "head" else range(cfg.n_heads)
-        prompt = self._at("prompt")
+        prompt = self.here("prompt")
         patterns = np.array(
             [
                 [_after(self._worked_out(prompt, layer, head, self.weights)) for head in heads]
@@ -285,7 +286,7 @@ class AttentionExplorer(Explorer):
         return arrays | (self._all_written() if self._written() else {})
 
     def _all_written(self) -> dict[str, Any]:
-        cfg, maps = self._model.cfg, self._maps(self._at("prompt"))
+        cfg, maps = self._model.cfg, self._maps(self.here("prompt"))
         frames = [
             [
                 [maps.writes(layer, head, query) for query in range(len(maps.tokens))]

@@ -1,10 +1,11 @@
 """Menus and switches that are tied to a trait."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import ipywidgets
-from traitlets import HasTraits, link
+from traitlets import HasTraits, TraitError, link
 
 
 def menu(
@@ -20,16 +21,20 @@ def menu(
         of: Whose trait, if not the owner's.
     """
     owner = owner if of is None else of
-    choices = list(choices)
     box = ipywidgets.Dropdown(
-        options=choices,
-        value=getattr(owner, name),
-        description=label,
-        style={"description_width": "initial"},
+        options=list(choices), description=label, style={"description_width": "initial"}
     )
     box.layout.width = "auto"
     box.layout.max_width = "320px"
-    link((owner, name), (box, "value"))
+
+    def follow(change: Any = None) -> None:
+        # A shared selection may hold what is not in this menu.
+        with suppress(TraitError):
+            box.value = getattr(owner, name)
+
+    follow()
+    box.observe(lambda change: setattr(owner, name, change.new), "value")
+    owner.observe(follow, name)
     return box
 
 

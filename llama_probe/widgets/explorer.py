@@ -1,7 +1,7 @@
 """What all explorers share: views of one selection, controls, errors in sight, and pages."""
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -11,7 +11,7 @@ import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 from IPython.core.getipython import get_ipython
-from IPython.display import HTML, display
+from IPython.display import display
 from torch import nn
 
 from llama_probe.errors import InputError
@@ -38,7 +38,7 @@ class Selected:
         self.name = name
 
     def __get__(self, explorer: Any, owner: type) -> Any:
-        return self if explorer is None else getattr(explorer.selection, self.name)
+        return self if explorer is None else explorer.here(self.name)
 
     def __set__(self, explorer: Any, value: int) -> None:
         explorer.select(**{self.name: value})
@@ -65,6 +65,8 @@ class Explorer(ipywidgets.VBox):
         self._shared = selection is not None
         self.selection = Selection() if selection is None else selection
         self.labels: dict[str, Sequence[str]] = {}
+        # What is selected here: the selection's, but for what others chose that is not here.
+        self._chosen: dict[str, int] = {}
         self.rows: list[list[View]] = []
         self.closed = False
         # One lock for the model and for what is drawn from it: callbacks may run in a second
@@ -93,6 +95,7 @@ class Explorer(ipywidgets.VBox):
             if not (self._shared and self._fits(name, getattr(self.selection, name)))
         }
         self.selection.choose(**wanted)
+        self._take(self.labels)
         bar = ipywidgets.HBox([*controls, self._stop, self._status])
         bar.layout.flex_flow = "row wrap"
         boxes = [ipywidgets.HBox([self._viewers[view.name] for view in row]) for row in self.rows]
@@ -105,6 +108,11 @@ class Explorer(ipywidgets.VBox):
         if self.options:
             self.observe(lambda change: self._changed({change.name}), list(self.options))
         _remember(self)
+
+    def here(self, name: str) -> int:
+        """What is selected here, by name; 0 where nothing can be."""
+        chosen = self._chosen[name] if name in self._chosen else getattr(self.selection, name)
+        return min(max(chosen, 0), max(len(self.labels.get(name, ())) - 1, 0))
 
     def select(self, **values: int) -> None:
         """Select something by name, as a click does.
@@ -142,7 +150,7 @@ class Explorer(ipywidgets.VBox):
             return Linked(
                 self.title,
                 self.rows,
-                {name: getattr(self.selection, name) for name in self.labels},
+                self._state(),
                 self.labels,
                 self.arrays(),
                 controls=self.controls(),
@@ -179,7 +187,7 @@ class Explorer(ipywidgets.VBox):
         frame = _FRAME.format(
             page=html.escape(page, quote=True), height=height, title=html.escape(self.title)
         )
-        display(HTML(frame))
+        display({"text/html": frame}, raw=True)
 
     def to_png(self, path: str | PathLike[str], view: str | None = None) -> Path:
         """Write a figure as a picture.
@@ -212,7 +220,7 @@ class Explorer(ipywidgets.VBox):
         self.closed = True
         self._work.cancel()
         self.selection.off_change(self._changed)
-        for widget in _below(self):
+        for widget in (*_below(self), *_looks([self, *_below(self)])):
             widget.close()
         super().close()
 
@@ -225,7 +233,7 @@ class Explorer(ipywidgets.VBox):
         """
         self._work.start(job, then)
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: int | float | None = None) -> bool:
         """Wait for the work that runs; False if that took longer than so many seconds."""
         return self._work.wait(timeout)
 
@@ -238,6 +246,9 @@ class Explorer(ipywidgets.VBox):
             f'<span role="{role}" style="color: {colour}">{html.escape(text)}</span>'
         )
 
+    def _state(self) -> dict[str, int]:
+        return {name: self.here(name) for name in self.labels}
+
     def _views(self) -> list[View]:
         return [view for row in self.rows for view in row]
 
@@ -247,17 +258,22 @@ class Explorer(ipywidgets.VBox):
             on_zoom=(lambda ranges: self._guarded(self.zoomed, view, ranges))
             if view.zooms
             else None,
+            on_select=lambda points: self._guarded(self.selected, view, points),
         )
         viewer.layout.flex = "1 1 400px"
         viewer.layout.min_width = "0"
-        viewer.add_class(f"lp-{view.name}")
+        kind = type(self).__name__.removesuffix("Explorer").lower()
+        viewer.add_class(f"lp-{kind}-{view.name}")  # such as lp-attention-map
         return viewer
 
     def _fits(self, name: str, value: int) -> bool:
         return 0 <= value < len(self.labels.get(name, ()))
 
-    def zoomed(self, view: View, ranges: dict[str, list[float]] | None) -> None:
+    def zoomed(self, view: View, ranges: dict[str, list[Any]] | None) -> None:
         """Called where a view is zoomed into: draw what lies within, or all of it (None)."""
+
+    def selected(self, view: View, points: list[Any]) -> None:
+        """Called with which points of a view's first trace are within a lasso; none: given up."""
 
     def clicked(self, view: View, point: dict[str, Any]) -> None:
         """Called for a click: select what it means; beside what can be selected it does nothing."""
@@ -272,7 +288,7 @@ class Explorer(ipywidgets.VBox):
     def _clicked(self, view: View, point: dict[str, Any]) -> None:
         self._guarded(self.clicked, view, point)
 
-    def _guarded(self, act: Callable[..., None], *args: Any) -> None:
+    def _guarded(self, act: Callable[..., Any], *args: Any) -> None:
         """Do what a click asks for; an exception has no other place than the widget to be seen."""
         try:
             act(*args)
@@ -280,11 +296,8 @@ class Explorer(ipywidgets.VBox):
             self.say(f"{type(error).__name__}: {error}", error=True)
 
     def _changed(self, names: set[str]) -> None:
-        if any(
-            not self._fits(name, getattr(self.selection, name))
-            for name in names & self.labels.keys()
-        ):
-            return  # another explorer's selection, of a model or prompt that has more
+        if not self._take(names) and not names & set(self.options):
+            return
         self.say("")
         self.moved(names)
         with self._lock:
@@ -293,6 +306,16 @@ class Explorer(ipywidgets.VBox):
                     self.redraw(view.name)
                 elif names & view.marked.keys():
                     self._show(view)
+
+    def _take(self, names: Iterable[str]) -> bool:
+        """Take over what was selected and is here; whether there was anything.
+
+        Explorers that share a selection may be of models and prompts of other sizes.
+        """
+        there = [name for name in names if name in self.labels]
+        fit = [name for name in there if self._fits(name, getattr(self.selection, name))]
+        self._chosen |= {name: getattr(self.selection, name) for name in fit}
+        return bool(fit)
 
     def moved(self, names: set[str]) -> None:
         """Called before views are drawn for another selection."""
@@ -303,7 +326,7 @@ class Explorer(ipywidgets.VBox):
         viewer.layout.display = "none" if shown is None else ""
         if shown is None:
             return
-        state = {name: getattr(self.selection, name) for name in self.labels}
+        state = self._state()
         caption = filled(view.caption, state, self.labels)
         marks = {axis: state[name] for name, axis in view.marked.items() if name in state}
         viewer.show(shown, caption, marks, bool(view.clicks))
@@ -327,6 +350,12 @@ def named(tokens: Sequence[str]) -> list[str]:
 def numbers(n: int) -> list[str]:
     """What things are called that have a number only."""
     return list(map(str, range(n)))
+
+
+def _looks(widgets: Iterable[ipywidgets.Widget]) -> list[ipywidgets.Widget]:
+    """Their layouts and styles, which are widgets too."""
+    parts = [getattr(widget, name, None) for widget in widgets for name in ("layout", "style")]
+    return [part for part in parts if isinstance(part, ipywidgets.Widget)]
 
 
 def _below(box: ipywidgets.Box) -> list[ipywidgets.Widget]:

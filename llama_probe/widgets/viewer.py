@@ -62,7 +62,8 @@ export default {
     el.appendChild(root);
     const onClick = (event) => model.send({click: event});
     const onZoom = model.get("zooms") ? (ranges) => model.send({zoom: ranges}) : null;
-    const view = new views.View(root, {...tools, onClick, onZoom});
+    const onSelect = (points) => model.send({select: points});
+    const view = new views.View(root, {...tools, onClick, onZoom, onSelect});
     let spec, text;
     const show = () => {
       if (!model.get("spec")) return;
@@ -103,7 +104,7 @@ def _bring_scripts() -> None:
 
 
 class Viewer(anywidget.AnyWidget):
-    """Shows a figure or a strip; `on_click` and `on_zoom` say who hears of it."""
+    """Shows a figure or a strip; `on_click`, `on_zoom` and `on_select` say who hears of it."""
 
     _esm = _SHOW.replace("SHELF", _SHELF)
     kind = Unicode("figure").tag(sync=True)
@@ -116,11 +117,12 @@ class Viewer(anywidget.AnyWidget):
         self,
         *,
         on_click: Callable[[dict[str, Any]], None] | None = None,
-        on_zoom: Callable[[dict[str, list[float]] | None], None] | None = None,
+        on_zoom: Callable[[dict[str, list[Any]] | None], None] | None = None,
+        on_select: Callable[[list[Any]], None] | None = None,
     ) -> None:
         _bring_scripts()
         super().__init__(zooms=on_zoom is not None)
-        self._heard = {"click": on_click, "zoom": on_zoom}
+        self._heard = {"click": on_click, "zoom": on_zoom, "select": on_select}
         self.on_msg(self._hear)
 
     def show(

@@ -1,5 +1,6 @@
 """Slow work that can be watched and stopped, while the notebook goes on."""
 
+import time
 from collections.abc import Callable
 from threading import Event, RLock, Thread
 from typing import Any
@@ -53,7 +54,7 @@ class Work:
         """Ask the work to stop; it does at its next progress."""
         self._stop.set()
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: int | float | None = None) -> bool:
         """Wait until nothing runs; False if that took longer than so many seconds."""
         thread = self._thread
         if thread is None:
@@ -69,6 +70,7 @@ class Work:
             if stop.is_set():
                 raise Cancelled
             self._on_progress(done, total)
+            time.sleep(0.001)  # else a click would hardly ever get hold of the model in between
 
         try:
             if stop.is_set():

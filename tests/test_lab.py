@@ -1,0 +1,153 @@
+"""Explorers in a real JupyterLab, driven as a person would; pictures go to `artifacts/`."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from lab import Lab, Notebook, running_lab, write_notebook
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+SHOTS = ROOT / "artifacts"
+PAIR = """
+import llama_probe as lp
+model = lp.load("tiny-moe", progress=False)
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPTED = CLEAN.replace("John gave", "Mary gave")
+task = {"metric": lp.logit_diff(" Mary", " John")}
+"""
+FOUR = """
+explorers = [lp.AttentionExplorer(model, CLEAN), lp.RopeExplorer(model, CLEAN),
+             lp.LogitLensExplorer(model, CLEAN),
+             lp.PatchingExplorer(model, CLEAN, CORRUPTED, **task)]
+for explorer in explorers:
+    display(explorer)
+"""
+# Every figure of the page has data, and every strip has tokens.
+ALL_DRAWN = """() => {
+  const plots = [...document.querySelectorAll('.jp-Notebook .js-plotly-plot')];
+  return plots.length > 0 && plots.every(g => g._fullData?.length > 0);
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy(notebook, folder)
+    SHOTS.mkdir(exist_ok=True)
+    with running_lab(chromium, folder) as lab:
+        yield lab
+
+
+@pytest.fixture
+def opened(lab: Lab, request: pytest.FixtureRequest):
+    """Open a notebook; at the end see that the console had no error, and take a picture."""
+    notebooks: list[Notebook] = []
+    lab.errors.clear()
+
+    def open_notebook(name: str, *cells: str, **options: Any) -> Notebook:
+        if cells:
+            write_notebook(lab.folder / name, *cells)
+        notebooks.append(lab.open(name, **options))
+        return notebooks[-1]
+
+    yield open_notebook
+    for index, notebook in enumerate(notebooks):
+        notebook.picture(SHOTS / f"{request.node.name}-{index}.png")
+        notebook.page.close()
+    assert lab.errors == []
+
+
+def test_the_tour_runs_and_answers_clicks(opened):
+    # So high that no cell is out of sight, where JupyterLab would not draw it.
+    tour = opened("00_tour.ipynb", height=9000)
+    tour.run_all()
+    for name in ("attention-map", "rope-contributions", "logitlens-grid", "patching-attention"):
+        tour.drawn(name)
+    tour.page.wait_for_function(ALL_DRAWN)
+    assert tour.page.locator(".jp-Notebook .js-plotly-plot").count() >= 15
+    tour.click("attention-grid", 1, 2)
+    tour.wait_caption("attention-map", "Where head 1 of layer 2 looks")
+    tour.click("patching-map", 10, 0)
+    tour.wait_caption("patching-cell", "Each head of layer 0 at 10")
+    assert "Each site of layer 0 at 10" in tour.caption("patching-sites")
+
+
+def test_keys_and_the_dark_theme(opened):
+    notebook = opened("dark.ipynb", PAIR, "lp.AttentionExplorer(model, CLEAN)", dark=True)
+    notebook.run_all()
+    notebook.drawn("attention-map")
+    ink = "e => getComputedStyle(e).getPropertyValue('--lp-ink').trim()"
+    assert notebook.view("attention-map").locator(".lp-view").evaluate(ink) == "#e6e9ee"
+    notebook.view("attention-map").locator(".lp-focus").focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowRight", "Enter"):
+        notebook.page.keyboard.press(key)
+    notebook.wait_caption("attention-row", "What 12: ·a looks at")
+    notebook.wait_caption("attention-column", "Who looks at 1: When")
+    heard = notebook.view("attention-map").locator(".lp-heard").inner_text()
+    assert heard.startswith("key position 1: When, query position 12: ·a: 0.")
+
+
+def test_a_click_during_a_sweep_leaves_its_frame_unchanged(opened):
+    notebook = opened(
+        "sweep.ipynb",
+        PAIR.replace("tiny-moe", "smollm2-135m-instruct"),
+        "explorer = lp.PatchingExplorer(model, CLEAN, CORRUPTED, **task); explorer",
+        "import pandas as pd\nexplorer.wait()\n"
+        "plain = lp.patch(model, CLEAN, CORRUPTED, **task, at='attn_out')\n"
+        "pd.testing.assert_frame_equal(explorer.frames['attn_out'], plain)\n"
+        "print('the frame is', 'unchanged')",
+    )
+    notebook.run(0, 1)
+    notebook.drawn("patching-cell")
+    notebook.page.locator(".llama-probe select").first.select_option(label="attn_out")
+    notebook.page.get_by_role("button", name="Stop").wait_for()  # it works
+    notebook.click("patching-map", 13, 25)
+    notebook.wait_caption("patching-cell", "Each head of layer 25 at 13")
+    assert notebook.page.get_by_role("button", name="Stop").is_visible()  # it still does
+    notebook.run(2)
+    notebook.page.get_by_text("the frame is unchanged").wait_for()
+
+
+def test_four_explorers_are_light_and_running_again_adds_none(lab, opened):
+    lab.received = 0
+    notebook = opened("four.ipynb", PAIR, FOUR)
+    notebook.run_all()
+    notebook.drawn("attention-grid")
+    notebook.page.wait_for_function(ALL_DRAWN)
+    shown = notebook.page.locator(".lp-view").count()
+    assert lab.received < 4_000_000
+    notebook.save()
+    size = (lab.folder / "four.ipynb").stat().st_size
+    saved = json.loads((lab.folder / "four.ipynb").read_text())["metadata"]["widgets"]
+    models = len(saved["application/vnd.jupyter.widget-state+json"]["state"])
+    assert 1_500_000 < size < 4_000_000  # the state of the widgets is in it
+    lab.received = 0
+    notebook.run(1)
+    notebook.page.wait_for_function(ALL_DRAWN)
+    notebook.page.wait_for_function(
+        "n => document.querySelectorAll('.lp-view').length === n", arg=shown
+    )
+    assert lab.received < 1_000_000  # no script is sent again
+    notebook.save()
+    again = lab.folder / "four.ipynb"
+    saved = json.loads(again.read_text())["metadata"]["widgets"]
+    assert len(saved["application/vnd.jupyter.widget-state+json"]["state"]) <= models
+    assert again.stat().st_size < size * 1.02
+
+
+def test_hostile_tokens_are_shown_and_never_run(opened):
+    notebook = opened(
+        "hostile.ipynb",
+        PAIR,
+        "text = \"</script><img src=x onerror='window.ran = 1'> %{x} $e^x$\"\n"
+        "lp.AttentionExplorer(model, text)",
+    )
+    notebook.run_all()
+    notebook.drawn("attention-row")
+    assert notebook.page.evaluate("window.ran === undefined")
+    assert "onerror" in notebook.view("attention-row").inner_text()
