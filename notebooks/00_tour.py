@@ -61,21 +61,23 @@ pd.DataFrame(
 # bottom stands what the head writes, read in the vocabulary. Under *Compare*, a second head or
 # prompt can stand beside the first, or be taken off it.
 #
-# The text repeats itself, so that heads which look for *what came after this token before* can be
-# seen: the score is called induction.
+# The first text says some names twice, so that heads which look for *what came after this token
+# before* can be seen. That score is called induction; the explorer opens on the strongest head.
 
 # %%
-attention = lp.AttentionExplorer(model, [f"{CLEAN} Mary. {CLEAN}", CLEAN, CORRUPTED])
+NAMES = "Mary John Tom Anna Mary John Tom Anna Mary John"
+attention = lp.AttentionExplorer(model, [NAMES, CLEAN, CORRUPTED])
 attention
 
 # %% [markdown]
 # What a click does, a line of Python does too. `figure` gives what a view shows.
 
 # %%
-scores = lp.attention_maps(model, f"{CLEAN} Mary. {CLEAN}").scores()
+scores = lp.attention_maps(model, NAMES).scores()
 best = scores[scores.metric == "induction"].nlargest(1, "value").iloc[0]
 attention.select(layer=int(best["layer"]), head=int(best["head"]))
 row = attention.figure("row")
+assert best["value"] > 0.5
 assert abs(float(pd.Series(row.values).sum()) - 1) < 1e-4  # a query's weights sum to 1
 best[["layer", "head", "value"]]
 

@@ -123,9 +123,9 @@ plots.top_tokens(
 #
 # A score is the product of a query and a key that have been turned by their positions ([Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): pair *i* of their coordinates by an angle that grows
-# with position, fast for the first pair, slowly for the last. So a score depends on *how far apart* the
-# two are, and each pair tells a part of that story. The strips choose a query and a key; the menus
-# put another RoPE beside the model's own.
+# with position, fast for the first pair, slowly for the last. So a score depends on *how far
+# apart* the two are, and each pair tells a part of that story. The strips choose a query and a
+# key; the menus put another RoPE beside the model's own.
 
 # %%
 rope = lp.RopeExplorer(model, TEXT, selection=selection)

@@ -25,6 +25,14 @@ _SETTINGS = {
 }
 
 
+# Where a cell is on the screen, and whether the pointer is on it.
+_PIXEL = """(g, [x, y]) => {
+  const {xaxis, yaxis} = g._fullLayout, {left, top} = g.getBoundingClientRect();
+  return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
+}"""
+_HOVERED = "(g, [x, y]) => g._hoverdata?.[0]?.x === x && g._hoverdata[0].y === y"
+
+
 @dataclass
 class Lab:
     """A running JupyterLab, and what its browser has said and received."""
@@ -111,19 +119,17 @@ class Notebook:
         """Click a cell of a figure, by its coordinates, as a person would."""
         plot = self.view(name).locator(".js-plotly-plot")
         plot.scroll_into_view_if_needed()
-        left, top = plot.evaluate(
-            """(g, [x, y]) => {
-              const {xaxis, yaxis} = g._fullLayout, {left, top} = g.getBoundingClientRect();
-              return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
-            }""",
-            [x, y],
-        )
-        self.page.mouse.move(left - 4, top)
-        self.page.mouse.move(left, top, steps=3)
-        # plotly hears a click only where it has shown a hover.
-        self.page.wait_for_function("g => g._hoverdata", arg=plot.element_handle())
-        self.page.mouse.down()
-        self.page.mouse.up()
+        for _ in range(40):
+            left, top = plot.evaluate(_PIXEL, [x, y])
+            self.page.mouse.move(left - 3, top)
+            self.page.mouse.move(left, top, steps=3)
+            self.page.wait_for_timeout(50)
+            # plotly hears a click only where it has shown a hover; figures may still be resized.
+            if plot.evaluate(_HOVERED, [x, y]) and plot.evaluate(_PIXEL, [x, y]) == [left, top]:
+                self.page.mouse.down()
+                self.page.mouse.up()
+                return
+        raise AssertionError(f"the pointer does not reach {x}, {y} of {name}")
 
     def caption(self, name: str) -> str:
         """What a view says it shows."""

@@ -216,5 +216,7 @@ def test_the_page_of_32_heads_by_512_tokens_is_small(tmp_path):
     path = explorer.to_html(tmp_path / "page.html")
     assert path.stat().st_size < 6_000_000
     assert explorer.linked().arrays["pattern"].shape == (1, 32, 512, 512)
+    (fill,) = explorer.rows[0][1].fills
+    assert fill.pool == 2 and shown(explorer).shape == (256, 256)
     about, _ = pack.packed({"x": explorer.linked().arrays["pattern"]})
     assert about["x"]["bits"] == 8

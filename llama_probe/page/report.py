@@ -116,7 +116,7 @@ class Report:
             "arrays": about,
             "views": [_view(view, it, linked) for row in rows for view, it in row],
         }
-        names = [[view.name for view, _ in row] for row in rows]
+        names = [[(view.name, view.grow) for view, _ in row] for row in rows]
         menus = [(name, linked.labels[name]) for name in linked.controls]
         return self._add(
             "linked", spec=_script_json(spec), blob=blob, rows=names, menus=menus, note=linked.note,

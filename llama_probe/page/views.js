@@ -10,7 +10,7 @@ const STYLE = `
 .lp-view .lp-caption { margin: 0 0 4px; color: var(--lp-ink); font-weight: 600; overflow-wrap: anywhere; }
 .lp-view .lp-focus { border-radius: 6px; outline: 2px solid transparent; outline-offset: -2px; }
 .lp-view .lp-focus:focus-visible, .lp-view .lp-focus.lp-keys { outline-color: var(--lp-mark); }
-.lp-view .lp-plot { width: 100%; }
+.lp-view .lp-plot { width: 100%; overflow: hidden; }
 .lp-view .lp-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .lp-view details { font-size: 0.9em; color: var(--lp-faint); }
 .lp-view summary { cursor: pointer; width: max-content; }
@@ -26,6 +26,9 @@ const STYLE = `
 .lp-strip sup { color: var(--lp-mark); font-weight: 700; font-size: 0.75em; }
 `;
 const MOST_ROWS = 500;
+const ROOM_FOR_Y = 220; // pixels of a heat map's labels on the left and colour bar on the right
+const PIXELS_A_LABEL = 14;
+const STEPS = [1, 2, 5, 10, 20, 50];
 
 export async function loadPlotly(gzipped) {
   const stream = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -160,6 +163,13 @@ export class FigureView extends Frame {
     this.focus.append(this.plot);
     this.stopFollowing = followTheme((dark) => this.repaint(dark));
     addStyle(root);
+    // Plotly itself follows the window only, not what else takes room beside it.
+    this.room = 0;
+    this.resized = new ResizeObserver(([{contentRect}]) => {
+      if (!this.plot.on || Math.abs(contentRect.width - this.room) < 2) return;
+      this.redraw();
+    });
+    this.resized.observe(this.plot);
   }
 
   // The figure {data, layout}, and where the selection is: {x, y}.
@@ -187,15 +197,27 @@ export class FigureView extends Frame {
       template: this.templates[this.dark ? "dark" : "light"],
       shapes: [...(this.spec.layout.shapes ?? []), ...this.outlines()],
     };
+    this.room = this.plot.clientWidth;
+    Object.assign(layout, this.sparser(layout), this.room && {width: this.room});
     if (layout.height) this.plot.style.minHeight = layout.height + "px";
     const first = !this.plot.on;
-    const options = {responsive: true, displaylogo: false, displayModeBar: "hover"};
+    const options = {displaylogo: false, displayModeBar: "hover"};
     this.drawing = true;
     await this.Plotly.react(this.plot, this.spec.data, layout, options);
     this.drawing = false;
     if (first) this.listen();
     this.root.dataset.drawn = String(this.wanted);
     this.tabulate();
+  }
+
+  // Fewer labels along x where there is no room for all of them: figures do not know how wide they
+  // will be, and plotly lets labels overlap that were asked for.
+  sparser({xaxis}) {
+    const {x, type} = this.spec.data[0] ?? {};
+    if (type !== "heatmap" || !xaxis?.dtick || !x?.length) return {};
+    const room = (this.room - ROOM_FOR_Y) / x.length;
+    const tight = STEPS.find((step) => room * step >= PIXELS_A_LABEL) ?? STEPS.at(-1);
+    return tight > 1 ? {xaxis: {...xaxis, dtick: xaxis.dtick * tight}} : {};
   }
 
   listen() {
@@ -359,6 +381,7 @@ export class FigureView extends Frame {
 
   close() {
     this.stopFollowing();
+    this.resized.disconnect();
     this.Plotly.purge(this.plot);
   }
 }

@@ -74,6 +74,7 @@ class View:
             strip the letter that stands at a position, {"query": "Q"}.
         fills: On a page, what is taken from arrays when the selection changes.
         zooms: Whether it is drawn anew for the part that is zoomed into.
+        grow: How much of the room beside others it takes.
     """
 
     name: str
@@ -84,6 +85,7 @@ class View:
     marks: Mapping[str, str] | None = None
     fills: tuple[Fill, ...] = ()
     zooms: bool = False
+    grow: float = 1.0
 
     @property
     def marked(self) -> Mapping[str, str]:

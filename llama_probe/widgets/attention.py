@@ -94,7 +94,8 @@ class AttentionExplorer(Explorer):
                 View(
                     "map", "Where head {head} of layer {layer} looks: click a weight", self._map,
                     (*place, "weights", *compared), {"x": "key", "y": "query"},
-                    fills=(Fill("pattern", self._stored(*pattern)),), zooms=True,
+                    fills=(Fill("pattern", self._stored(*pattern), pool=self._pool()),),
+                    zooms=True, grow=1.8,
                 ),
             ],
             [

@@ -260,7 +260,7 @@ class Explorer(ipywidgets.VBox):
             else None,
             on_select=lambda points: self._guarded(self.selected, view, points),
         )
-        viewer.layout.flex = "1 1 400px"
+        viewer.layout.flex = f"{view.grow} 1 360px"
         viewer.layout.min_width = "0"
         kind = type(self).__name__.removesuffix("Explorer").lower()
         viewer.add_class(f"lp-{kind}-{view.name}")  # such as lp-attention-map
