@@ -233,3 +233,32 @@ def test_a_copy_of_a_model_has_a_lock_of_its_own():
     with lock_of(model):
         other = copy.deepcopy(model)
     assert lock_of(other) is not lock_of(model) and lock_of(model) is lock_of(model)
+
+
+def test_a_page_in_place_cannot_reach_out_of_its_frame(monkeypatch):
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "llama_probe.widgets.explorer.display", lambda data, raw: shown.append(data)
+    )
+    Squares().show_static(height=300)
+    frame = shown[0]["text/html"]
+    assert frame.startswith("<iframe srcdoc=") and 'sandbox="allow-scripts"' in frame
+    assert "<script" not in frame and "&lt;script" in frame and "height: 300px" in frame
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_picture_is_written(chromium, tmp_path):
+    path = Squares().to_png(tmp_path / "bars.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
+
+
+def test_a_picture_that_cannot_be_made_says_what_it_needs(monkeypatch, tmp_path):
+    def fails(*args, **options):
+        raise ValueError("no browser\nmore lines")
+
+    monkeypatch.setattr(go.Figure, "write_image", fails)
+    with pytest.raises(InputError, match="kaleido .* and Chromium .*: no browser$"):
+        Squares().to_png(tmp_path / "bars.png")
+    with pytest.raises(InputError, match="view 'strip' is no figure; figures are: bars"):
+        Squares().to_png(tmp_path / "bars.png", "strip")

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import make, tokens
 
 import llama_probe as lp
@@ -190,3 +191,18 @@ def test_a_page_of_a_large_model_says_what_it_leaves_out(explorer, monkeypatch):
     monkeypatch.setattr("llama_probe.widgets.patching._MOST_CELLS", 10)
     linked = explorer.linked()
     assert "cell" not in linked.arrays and f"layer {explorer.layer} at" in linked.note
+
+
+def test_prompts_of_one_token():
+    model = make("llama-gqa")
+    explorer = PatchingExplorer(
+        model, torch.tensor([7]), torch.tensor([8]), metric=lp.logit_diff(7, 8)
+    )
+    assert z(explorer, "map").shape == (model.cfg.n_layers, 1)
+    assert z(explorer, "attention").tolist() == [[1.0]]
+    assert y(explorer, "sites")[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_positions_say_where_the_prompts_differ(explorer):
+    names = explorer.labels["pos"]
+    assert names[10] == "10: ·John (corrupted: ·Mary)" and names[14] == "14: ·to"

@@ -215,7 +215,8 @@ export class FigureView extends Frame {
   sparser({xaxis}) {
     const {x, type} = this.spec.data[0] ?? {};
     if (type !== "heatmap" || !xaxis?.dtick || !x?.length) return {};
-    const room = (this.room - ROOM_FOR_Y) / x.length;
+    const cell = x.length > 1 ? x[1] - x[0] : 1;
+    const room = ((this.room - ROOM_FOR_Y) / x.length) * (xaxis.dtick / cell);
     const tight = STEPS.find((step) => room * step >= PIXELS_A_LABEL) ?? STEPS.at(-1);
     return tight > 1 ? {xaxis: {...xaxis, dtick: xaxis.dtick * tight}} : {};
   }

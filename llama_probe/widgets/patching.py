@@ -17,6 +17,7 @@ from llama_probe.model.llama import Llama
 from llama_probe.page import Fill, View
 from llama_probe.patching.patch import patch
 from llama_probe.patching.sites import sites_of
+from llama_probe.plots.labels import visible
 from llama_probe.widgets.attention import AttentionExplorer
 from llama_probe.widgets.controls import menu
 from llama_probe.widgets.explorer import Explorer, Selected, named, numbers
@@ -79,7 +80,7 @@ class PatchingExplorer(Explorer):
         self.labels = {
             "layer": numbers(model.cfg.n_layers),
             "head": numbers(model.cfg.n_heads),
-            "pos": named(self._maps.tokens),
+            "pos": self._position_names(),
         }
         self._lay_out()
         self.begin(self._controls(), **self._strongest())
@@ -94,6 +95,17 @@ class PatchingExplorer(Explorer):
         ids = [self._model.one_prompt(prompt)[0] for prompt in self._prompts]
         if ids[0].shape != ids[1].shape:
             patch(self._model, *self._prompts, **self._task)  # says what does not correspond
+
+    def _position_names(self) -> list[str]:
+        """The clean tokens, and the corrupted ones where they differ."""
+        names = named(self._maps.tokens)
+        ids = self._model.one_prompt(self._prompts[1])[0][0]
+        others = self._model.to_str_tokens(ids)
+        differ = (ids != self._maps.ids).tolist()
+        return [
+            f"{name} (corrupted: {visible(other)})" if changed else name
+            for name, other, changed in zip(names, others, differ, strict=True)
+        ]
 
     def _lay_out(self) -> None:
         cell = {"x": "pos", "y": "layer"}
