@@ -131,6 +131,21 @@ class Notebook:
                 return
         raise AssertionError(f"the pointer does not reach {x}, {y} of {name}")
 
+    def drag(self, name: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a box in a figure, which zooms into it."""
+        plot = self.view(name).locator(".js-plotly-plot")
+        plot.scroll_into_view_if_needed()
+        for step, (x, y) in enumerate((start, end)):
+            self.page.mouse.move(*plot.evaluate(_PIXEL, [x, y]), steps=5)
+            self.page.mouse.up() if step else self.page.mouse.down()
+
+    def wait_drawn(self, name: str, condition: str) -> None:
+        """Wait until what a heat map shows fulfils a condition, a function of its rows."""
+        self.page.wait_for_function(
+            f"g => ({condition})(g._fullData[0].z)",
+            arg=self.view(name).locator(".js-plotly-plot").element_handle(),
+        )
+
     def caption(self, name: str) -> str:
         """What a view says it shows."""
         return self.view(name).locator(".lp-caption").inner_text()

@@ -27,10 +27,10 @@ FLOORS = {
     "probing": 5,
     "routing": 6,
     "refusal": 6,
-    "runner": 7,
     "widgets": 7,
-    "cli": 8,
-    "__init__": 9,
+    "runner": 8,
+    "cli": 9,
+    "__init__": 10,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

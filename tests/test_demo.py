@@ -19,7 +19,7 @@ def test_the_report_of_a_tiny_model(tmp_path, monkeypatch, tiny_tokenizer, capsy
     out = demo.run_demo("anything", tmp_path / "new folder" / "report.html")
     page = out.read_text()
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
-    assert len(headings) == 4
+    assert len(headings) == 5
     assert "what it predicts" in capsys.readouterr().err
     assert not list(out.parent.glob("*.part"))
 
@@ -33,7 +33,7 @@ def test_every_figure_is_drawn_without_a_network(tmp_path, chromium, smollm2_pat
         cli.main()
     assert end.value.code == 0
     seen = open_offline(chromium, Path(out))
-    assert seen.errors == [] and len(seen.figures) == 7
+    assert seen.errors == [] and len(seen.figures) == 11
     assert all(seen.figures)
 
 
@@ -56,5 +56,5 @@ def test_the_demo_needs_no_network(tmp_path, chromium, monkeypatch, capsys):
     assert "The demo goes on with tiny-moe" in capsys.readouterr().err
     assert "Inside tiny-moe" in out.read_text()
     seen = open_offline(chromium, Path(out))
-    assert seen.errors == [] and len(seen.figures) == 7
+    assert seen.errors == [] and len(seen.figures) == 11
     assert all(seen.figures)

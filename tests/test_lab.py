@@ -151,3 +151,27 @@ def test_hostile_tokens_are_shown_and_never_run(opened):
     notebook.drawn("attention-row")
     assert notebook.page.evaluate("window.ran === undefined")
     assert "onerror" in notebook.view("attention-row").inner_text()
+
+
+def test_zooming_into_a_long_prompt_shows_its_exact_weights(opened):
+    notebook = opened(
+        "long.ipynb",
+        PAIR,
+        "text = ' '.join([CLEAN] * 40)\nexplorer = lp.AttentionExplorer(model, text); explorer",
+        "assert 128 < len(explorer.figure('map').data[0].z) <= 256; print('it is', 'pooled')",
+        "drawn = explorer.figure('map').data[0]\n"
+        "q, k = drawn.y[0], drawn.x[0]\n"
+        "cache = model.run_with_cache(text)[1]\n"
+        "exact = cache['pattern', explorer.layer][0, explorer.head].numpy()\n"
+        "part = exact[q : q + len(drawn.y), k : k + len(drawn.x)]\n"
+        "assert abs(drawn.z - part).max() < 1e-5 and 60 < len(part) < 100\n"
+        "print('it is', 'exact')",
+    )
+    notebook.run(0, 1)
+    notebook.drawn("attention-map")
+    notebook.run(2)
+    notebook.page.get_by_text("it is pooled").wait_for()
+    notebook.drag("attention-map", (60, 400), (140, 480))
+    notebook.wait_drawn("attention-map", "z => z.length < 100 && z.length > 60")
+    notebook.run(3)
+    notebook.page.get_by_text("it is exact").wait_for()

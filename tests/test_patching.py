@@ -145,12 +145,19 @@ def test_only_what_changes_is_run(model, monkeypatch):
         runs.append(None if group.stream is None else tuple(group.stream.shape[:2]))
 
     monkeypatch.setattr(engine._Group, "step", spied)
-    lp.patch(model, CLEAN, CORRUPTED, metric=METRIC)
+    monkeypatch.setattr(engine, "_FEW_TOKENS", 0)
+    apart = lp.patch(model, CLEAN, CORRUPTED, metric=METRIC)
     assert {shape[1] for shape in runs if shape} == {5, 4, 3, 2, 1}, "positions before 2 are known"
     assert max(shape[0] for shape in runs if shape) <= model.cfg.n_layers
     # Before the first layer nothing but the differing token can change anything.
     first = [shape for shape in runs[: len({5, 4, 3, 2, 1})] if shape]
     assert first == [(1, 5)]
+    # Position 6 now runs from 5 on, and 4 from 3 on; 1 is what is left after the last layer.
+    runs.clear()
+    monkeypatch.setattr(engine, "_FEW_TOKENS", model.cfg.n_layers)
+    joined = lp.patch(model, CLEAN, CORRUPTED, metric=METRIC)
+    assert {shape[1] for shape in runs if shape} == {5, 4, 2, 1}
+    assert np.allclose(apart.metric, joined.metric, atol=1e-5)
 
 
 def test_out_of_memory_halves_the_batch(model, monkeypatch):

@@ -31,12 +31,14 @@ class Reading:
         positions: Position of each token read now; batch 1 where all rows agree.
         rotation: RoPE's factors at those positions.
         visible: For each kind of mask in use, which keys each query sees; None: plainly causal.
+        padded: Whether there is padding; where there is none, every query sees itself at least.
         cache: Keys and values of the tokens read before, or None.
     """
 
     positions: Int[Tensor, "#batch pos"]
     rotation: Rotation
     visible: dict[Mask, Bool[Tensor, "#batch 1 query key"] | None]
+    padded: bool
     cache: KVCache | None
 
     def of_last(self) -> "Reading":
@@ -113,7 +115,7 @@ class Attention(nn.Module):
             k, v = reading.cache.extend(self.layer, k, v)
         eager = self.hook_attn_scores.listening or self.hook_pattern.listening
         attend = self._attend_eagerly if eager else self._attend
-        return self._output(self.hook_z(attend(q, k, v, asking.visible[self.mask])))
+        return self._output(self.hook_z(attend(q, k, v, asking)))
 
     def _heads(self, linear: nn.Linear, x: Float[Tensor, "batch pos *head d_model"]) -> Heads:
         if x.ndim == 3:
@@ -138,26 +140,26 @@ class Attention(nn.Module):
         factor = self.temperature.scale * blocks.log1p() + 1
         return (q * factor[..., None, None]).to(q.dtype)
 
-    def _attend(
-        self, q: Queries, k: Keys, v: Keys, seen: Bool[Tensor, "#batch 1 query key"] | None
-    ) -> Queries:
-        # A query that sees nothing would be 0/0: let it see everything, and discard the result.
-        nothing = None if seen is None else ~seen.any(dim=-1, keepdim=True)
+    def _attend(self, q: Queries, k: Keys, v: Keys, asking: Reading) -> Queries:
+        seen, nothing = asking.visible[self.mask], None
+        causal = seen is None and q.shape[1] > 1
+        if seen is not None and asking.padded:
+            # A query that sees nothing would be 0/0: let it see everything, and discard the result.
+            nothing = ~seen.any(dim=-1, keepdim=True)
+            seen = seen | nothing
         z = scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=None if seen is None or nothing is None else seen | nothing,
-            is_causal=seen is None and q.shape[1] > 1,
+            attn_mask=seen,
+            is_causal=causal,
             scale=self.scale,
             enable_gqa=self.n_kv != self.n_heads,
         )
         return (z if nothing is None else z.masked_fill(nothing, 0)).transpose(1, 2)
 
-    def _attend_eagerly(
-        self, q: Queries, k: Keys, v: Keys, seen: Bool[Tensor, "#batch 1 query key"] | None
-    ) -> Queries:
-        n_queries, n_keys = q.shape[1], k.shape[1]
+    def _attend_eagerly(self, q: Queries, k: Keys, v: Keys, asking: Reading) -> Queries:
+        seen, n_queries, n_keys = asking.visible[self.mask], q.shape[1], k.shape[1]
         if seen is None:
             index = torch.arange(n_keys, device=q.device)
             seen = (index <= index[-n_queries:, None])[None, None]

@@ -276,7 +276,8 @@ class Llama(ModelText, ModelWeights, HookedModel):
             for mask in dict.fromkeys(self.cfg.masks)
         }
         now = positions[:, past:]
-        return Reading(now, rotation(now, self.cfg, resid.dtype), seen, cache), real
+        factors = rotation(now, self.cfg, resid.dtype)
+        return Reading(now, factors, seen, real is not None, cache), real
 
     def _all_real(
         self, resid: Stream, real: Tensor | None, cache: KVCache | None

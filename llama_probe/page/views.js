@@ -7,6 +7,8 @@ const COLOURS = {
 };
 const STYLE = `
 .lp-view { color: var(--lp-ink); font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; min-width: 0; }
+.lp-view[aria-busy="true"] { cursor: progress; }
+.lp-view[aria-busy="true"] .lp-caption::after { content: " …"; }
 .lp-view .lp-caption { margin: 0 0 4px; color: var(--lp-ink); font-weight: 600; overflow-wrap: anywhere; }
 .lp-view .lp-focus { border-radius: 6px; outline: 2px solid transparent; outline-offset: -2px; }
 .lp-view .lp-focus:focus-visible, .lp-view .lp-focus.lp-keys { outline-color: var(--lp-mark); }

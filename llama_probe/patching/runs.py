@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Pairs:
     answer: Int[Tensor, " prompt"]
     first: Int[Tensor, " prompt"]
 
-    @property
+    @cached_property
     def mask(self) -> Bool[Tensor, "prompt pos"] | None:
         """The attention mask, None where nothing is padding."""
         return None if bool(self.real.all()) else self.real

@@ -16,6 +16,7 @@ from llama_probe.lens import direct_logit_attribution, logit_lens
 from llama_probe.model.llama import Llama
 from llama_probe.page.report import Report
 from llama_probe.patching import logit_diff, patch
+from llama_probe.widgets import PatchingExplorer
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
@@ -135,9 +136,21 @@ def _patching(report: Report, model: Llama) -> None:
     )
 
 
+def _explore(report: Report, model: Llama) -> None:
+    report.heading("Explore it")
+    report.text(
+        "A click on a cell of the map shows the sites and heads at that place, and where the head "
+        "looks. Tab and arrow keys move, Enter selects."
+    )
+    explorer = PatchingExplorer(model, CLEAN, CORRUPTED, metric=logit_diff(ANSWER, FOIL))
+    report.linked(explorer.linked())
+    explorer.close()
+
+
 _SECTIONS = {
     "what it predicts": _predictions,
     "what each layer would predict": _lens,
     "which parts write the answer": _heads,
     "where the name is carried": _patching,
+    "views to click": _explore,
 }

@@ -60,9 +60,16 @@ export default {
     const {views, ...tools} = await shared();
     const root = document.createElement("div");
     el.appendChild(root);
-    const onClick = (event) => model.send({click: event});
-    const onZoom = model.get("zooms") ? (ranges) => model.send({zoom: ranges}) : null;
-    const onSelect = (points) => model.send({select: points});
+    // Busy until Python has answered: it runs the model for some clicks.
+    const say = (what) => {
+      root.setAttribute("aria-busy", "true");
+      model.send(what);
+    };
+    const answered = () => root.removeAttribute("aria-busy");
+    model.on("msg:custom", answered);
+    const onClick = (event) => say({click: event});
+    const onZoom = model.get("zooms") ? (ranges) => say({zoom: ranges}) : null;
+    const onSelect = (points) => say({select: points});
     const view = new views.View(root, {...tools, onClick, onZoom, onSelect});
     let spec, text;
     const show = () => {
@@ -75,6 +82,7 @@ export default {
     show();
     return () => {
       model.off("change", show);
+      model.off("msg:custom", answered);
       view.close();
     };
   },
@@ -139,6 +147,9 @@ class Viewer(anywidget.AnyWidget):
             self.marks = dict(marks)
 
     def _hear(self, widget: Any, content: Any, buffers: Any) -> None:
-        for name, hear in self._heard.items():
-            if isinstance(content, dict) and name in content and hear is not None:
-                hear(content[name])
+        try:
+            for name, hear in self._heard.items():
+                if isinstance(content, dict) and name in content and hear is not None:
+                    hear(content[name])
+        finally:
+            self.send({"answered": True})
