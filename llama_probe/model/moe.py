@@ -81,6 +81,8 @@ class MoE(nn.Module):
         indices = self.hook_expert_indices(logits.topk(self.cfg.top_k, dim=-1).indices)
         if self.hook_expert_indices.editing:
             self._check(indices)
+        # A hook at the weights may ask which experts they are of.
+        self.hook_expert_weights.ctx["indices"] = indices
         return indices, self.hook_expert_weights(self._weights(logits, indices))
 
     def _check(self, indices: Int[Tensor, "batch pos k"]) -> None:
