@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks import loading, patching, speed, widgets
+from benchmarks import loading, patching, routing, speed, widgets
 from benchmarks.measure import Row
 
 _HEAD = (
@@ -34,6 +34,7 @@ def main() -> None:
         "loading": loading.loading,
         "memory": loading.attention_memory,
         "patching": lambda: patching.sweeps(*speed.smollm2()),
+        "routing": routing.report,
         "opening": widgets.opening,
         "clicks": widgets.clicks,
         "patching-batch": lambda: patching.batch(speed.smollm2()[0]),

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from llama_probe.errors import UnknownNameError as UnknownNameError
     from llama_probe.hooks import ActivationCache as ActivationCache
     from llama_probe.hooks import act_name as act_name
+    from llama_probe.interventions import Edit as Edit
+    from llama_probe.interventions import ablate_experts as ablate_experts
+    from llama_probe.interventions import bias_router as bias_router
+    from llama_probe.interventions import force_experts as force_experts
+    from llama_probe.interventions import freeze_routes as freeze_routes
     from llama_probe.lens import AttentionMaps as AttentionMaps
     from llama_probe.lens import RopeMaps as RopeMaps
     from llama_probe.lens import activation_pca as activation_pca
@@ -50,11 +55,19 @@ if TYPE_CHECKING:
     from llama_probe.patching import patch as patch
     from llama_probe.patching import path_patch as path_patch
     from llama_probe.patching import prob as prob
+    from llama_probe.routing import Routes as Routes
+    from llama_probe.routing import RoutingReport as RoutingReport
+    from llama_probe.routing import expert_contrast as expert_contrast
+    from llama_probe.routing import route_stability as route_stability
+    from llama_probe.routing import routes_of as routes_of
+    from llama_probe.routing import routing_report as routing_report
+    from llama_probe.routing import specialisation as specialisation
     from llama_probe.widgets import ActivationScatter as ActivationScatter
     from llama_probe.widgets import AttentionExplorer as AttentionExplorer
     from llama_probe.widgets import LogitLensExplorer as LogitLensExplorer
     from llama_probe.widgets import PatchingExplorer as PatchingExplorer
     from llama_probe.widgets import RopeExplorer as RopeExplorer
+    from llama_probe.widgets import RoutingExplorer as RoutingExplorer
     from llama_probe.widgets import Selection as Selection
     from llama_probe.widgets import TokenStrip as TokenStrip
 
@@ -69,6 +82,7 @@ _HOME = {
     "CheckpointError": "llama_probe.errors",
     "ConfigError": "llama_probe.errors",
     "DownloadError": "llama_probe.errors",
+    "Edit": "llama_probe.interventions",
     "HookNameError": "llama_probe.errors",
     "InputError": "llama_probe.errors",
     "Llama": "llama_probe.model.llama",
@@ -79,16 +93,24 @@ _HOME = {
     "Report": "llama_probe.page",
     "RopeExplorer": "llama_probe.widgets",
     "RopeMaps": "llama_probe.lens",
+    "Routes": "llama_probe.routing",
+    "RoutingExplorer": "llama_probe.widgets",
+    "RoutingReport": "llama_probe.routing",
     "Selection": "llama_probe.widgets",
     "TokenStrip": "llama_probe.widgets",
     "UnknownNameError": "llama_probe.errors",
     "ablate_each": "llama_probe.patching",
+    "ablate_experts": "llama_probe.interventions",
     "act_name": "llama_probe.hooks",
     "activation_pca": "llama_probe.lens",
     "agreement": "llama_probe.patching",
     "attention_maps": "llama_probe.lens",
     "attribution_patch": "llama_probe.patching",
+    "bias_router": "llama_probe.interventions",
     "direct_logit_attribution": "llama_probe.lens",
+    "expert_contrast": "llama_probe.routing",
+    "force_experts": "llama_probe.interventions",
+    "freeze_routes": "llama_probe.interventions",
     "from_transformers": "llama_probe.checkpoints.load",
     "head_scores": "llama_probe.lens",
     "kl": "llama_probe.patching",
@@ -105,7 +127,11 @@ _HOME = {
     "rope_distance": "llama_probe.lens",
     "rope_maps": "llama_probe.lens",
     "rope_wavelengths": "llama_probe.lens",
+    "route_stability": "llama_probe.routing",
+    "routes_of": "llama_probe.routing",
+    "routing_report": "llama_probe.routing",
     "save": "llama_probe.checkpoints.save",
+    "specialisation": "llama_probe.routing",
     "stats": "llama_probe.stats",
 }
 
@@ -117,6 +143,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DownloadError",
+    "Edit",
     "HookNameError",
     "InputError",
     "Llama",
@@ -127,17 +154,25 @@ __all__ = [
     "Report",
     "RopeExplorer",
     "RopeMaps",
+    "Routes",
+    "RoutingExplorer",
+    "RoutingReport",
     "Selection",
     "TokenStrip",
     "UnknownNameError",
     "__version__",
     "ablate_each",
+    "ablate_experts",
     "act_name",
     "activation_pca",
     "agreement",
     "attention_maps",
     "attribution_patch",
+    "bias_router",
     "direct_logit_attribution",
+    "expert_contrast",
+    "force_experts",
+    "freeze_routes",
     "from_transformers",
     "head_scores",
     "kl",
@@ -154,7 +189,11 @@ __all__ = [
     "rope_distance",
     "rope_maps",
     "rope_wavelengths",
+    "route_stability",
+    "routes_of",
+    "routing_report",
     "save",
+    "specialisation",
     "stats",
 ]
 

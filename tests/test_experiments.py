@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import expert_specialisation
 import ioi_patching
 import llama_probe as lp
 
@@ -71,3 +72,37 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path):
     with pytest.raises(UnicodeEncodeError):
         ioi_patching.write(path, "\ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_expert_specialisation_finds_what_was_planted(tmp_path: Path):
+    arguments = ["--n", "20", "--permutations", "199", "--twins", "1", "--controls", "5"]
+    expert_specialisation.main([*arguments, "--out", str(tmp_path)])
+    truth = lp.prompts.planted()
+    ablation = table(tmp_path, "ablation").set_index("domain")
+    for domain in ("facts", "arithmetic", "translation"):
+        row = ablation.loc[domain]
+        assert row["layer"] == truth["planted_layer"]
+        assert row["expert"] == truth["expert_of_domain"][domain]
+        assert row["ci_low"] > row["random_mean"] and row["n"] == 10
+    found = table(tmp_path, "specialisation").set_index(["layer", "metric"])
+    twins = table(tmp_path, "twins").set_index(["layer", "metric"])
+    planted = (truth["planted_layer"], "mutual_information")
+    assert found.corrected[planted] > twins.corrected[planted] + 1
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert len(record["weights_sha256"]) == 64 and record["arguments"]["twins"] == "1"
+    assert "Experts of tiny-moe" in (tmp_path / "report.html").read_text()
+
+
+def test_random_experts_serve_as_many_tokens():
+    import numpy as np
+
+    model = lp.load("tiny-moe")
+    texts = expert_specialisation.planted_texts(4)
+    routes = lp.routes_of(model, texts.text.tolist(), texts.domain.tolist())
+    draw = np.random.default_rng(0)
+    for expert in range(8):
+        load = expert_specialisation.served(routes, 2, [expert]).sum()
+        layer, experts = expert_specialisation.matched(routes, (2, expert), load, draw)
+        assert not (layer == 2 and expert in experts)
+        assert expert_specialisation.served(routes, layer, experts).sum() >= 0.9 * load

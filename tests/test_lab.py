@@ -175,3 +175,24 @@ def test_zooming_into_a_long_prompt_shows_its_exact_weights(opened):
     notebook.wait_drawn("attention-map", "z => z.length < 100 && z.length > 60")
     notebook.run(3)
     notebook.page.get_by_text("it is exact").wait_for()
+
+
+def test_an_expert_is_taken_out_with_a_click(opened):
+    notebook = opened(
+        "routing.ipynb",
+        PAIR,
+        "exam = lp.prompts.planted()['exam']\n"
+        "sums = [q['prompt'] + q['answer'] for q in exam['arithmetic'][:8]]\n"
+        "lp.RoutingExplorer(model, sums)",
+        height=2600,
+    )
+    notebook.run_all()
+    notebook.drawn("routing-load")
+    menu = notebook.page.locator(".llama-probe select").nth(1)
+    menu.select_option(label="ablate")
+    notebook.click("routing-load", 2, 2)
+    notebook.wait_caption("routing-effect", "plain and with expert 2 of layer 2 edited")
+    notebook.drawn("routing-effect")
+    notebook.page.get_by_text("nats a token, edited").wait_for()
+    notebook.click("routing-load", 6, 1)
+    notebook.wait_caption("routing-effect", "expert 6 of layer 1")

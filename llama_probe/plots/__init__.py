@@ -5,6 +5,7 @@ makes it fit a dark page. A frame draws the same after `pandas.concat` and a CSV
 """
 
 from llama_probe.plots.attention import attention
+from llama_probe.plots.experts import before_after, routing_by_label, routing_scores
 from llama_probe.plots.heads import head_scores
 from llama_probe.plots.heatmap import heatmap
 from llama_probe.plots.lens import direct_logit_attribution, logit_lens, token_ranks
@@ -16,14 +17,23 @@ from llama_probe.plots.rope import (
     rope_distance,
     rope_wavelengths,
 )
+from llama_probe.plots.routing import (
+    expert_contrast,
+    routing_coactivation,
+    routing_load,
+    routing_transition,
+    specialisation,
+)
 from llama_probe.plots.tokens import top_tokens
 
 __all__ = [
     "activation_pca",
     "agreement",
     "attention",
+    "before_after",
     "direct_logit_attribution",
     "effects",
+    "expert_contrast",
     "head_scores",
     "heatmap",
     "logit_lens",
@@ -32,6 +42,12 @@ __all__ = [
     "rope_contributions",
     "rope_distance",
     "rope_wavelengths",
+    "routing_by_label",
+    "routing_coactivation",
+    "routing_load",
+    "routing_scores",
+    "routing_transition",
+    "specialisation",
     "token_ranks",
     "top_tokens",
 ]

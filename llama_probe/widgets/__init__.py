@@ -4,6 +4,7 @@ from llama_probe.widgets.attention import AttentionExplorer
 from llama_probe.widgets.lens import LogitLensExplorer
 from llama_probe.widgets.patching import PatchingExplorer
 from llama_probe.widgets.rope import RopeExplorer
+from llama_probe.widgets.routing import RoutingExplorer
 from llama_probe.widgets.scatter import ActivationScatter
 from llama_probe.widgets.selection import Selection
 from llama_probe.widgets.tokens import TokenStrip
@@ -14,6 +15,7 @@ __all__ = [
     "LogitLensExplorer",
     "PatchingExplorer",
     "RopeExplorer",
+    "RoutingExplorer",
     "Selection",
     "TokenStrip",
 ]
