@@ -175,7 +175,9 @@ def test_48_layers_of_128_experts_stay_light(tiny_tokenizer, tmp_path):
     model = Llama(cfg)
     model.tokenizer = tiny_tokenizer
     text = "a quick brown fox jumps over the lazy dog and sleeps on it"
-    explorer = RoutingExplorer(model, [text[i:] for i in range(16)])
+    prompts = [text[i % 8 :] for i in range(80)]
+    explorer = RoutingExplorer(model, prompts)
+    assert len(explorer._routes.tokens) >= 4096
     for name, viewer in explorer._viewers.items():
         assert len(viewer.spec) < 2_000_000, name
     assert z(explorer, "load").shape == (48, 128)

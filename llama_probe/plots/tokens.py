@@ -42,4 +42,5 @@ def top_tokens(
     figure = go.Figure(bars, {"showlegend": False, **theme.chart(title)})
     figure.update_xaxes(title_text=escape(unit), zeroline=True)
     figure.update_yaxes(title_text="rank", autorange="reversed", dtick=max(1, len(frame) // 8))
-    return figure.update_layout(height=120 + 20 * len(frame))
+    # Room for the text of the longest bar.
+    return figure.update_layout(height=120 + 20 * len(frame), margin={"r": 110})

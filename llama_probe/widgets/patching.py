@@ -176,10 +176,12 @@ class PatchingExplorer(Explorer):
 
         It shares the selection: a click on another cell or head changes it too.
         """
-        if self._attention is None:
+        if self._attention is None or self._attention.closed:
             self.selection.query = self.pos
             self._attention = AttentionExplorer(self._model, self._both(), selection=self.selection)
-            self.children = [*self.children, self._attention]
+            # Without one that another run of a cell has closed.
+            kept = [box for box in self.children if not isinstance(box, AttentionExplorer)]
+            self.children = [*kept, self._attention]
         return self._attention
 
     def _both(self) -> Any:

@@ -130,6 +130,8 @@ class Viewer(anywidget.AnyWidget):
     ) -> None:
         _bring_scripts()
         super().__init__(zooms=on_zoom is not None)
+        self._shown: go.Figure | Strip | None = None
+        self._spec = ""
         self._heard = {"click": on_click, "zoom": on_zoom, "select": on_select}
         self.on_msg(self._hear)
 
@@ -141,9 +143,11 @@ class Viewer(anywidget.AnyWidget):
         clicks: bool = False,
     ) -> None:
         """Show it; what is as it was is not sent again."""
-        spec = json.dumps(spec_of(shown, clicks), allow_nan=False)
+        if shown is not self._shown:
+            self._shown = shown
+            self._spec = json.dumps(spec_of(shown, clicks), allow_nan=False)
         with self.hold_sync():
-            self.kind, self.spec, self.caption = kind_of(shown), spec, caption
+            self.kind, self.spec, self.caption = kind_of(shown), self._spec, caption
             self.marks = dict(marks)
 
     def _hear(self, widget: Any, content: Any, buffers: Any) -> None:
