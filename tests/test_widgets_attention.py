@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import make, tiny_config, tokens
+from traitlets import TraitError
 
 import llama_probe as lp
 from llama_probe.errors import InputError
@@ -220,3 +221,13 @@ def test_the_page_of_32_heads_by_512_tokens_is_small(tmp_path):
     assert fill.pool == 2 and shown(explorer).shape == (256, 256)
     about, _ = pack.packed({"x": explorer.linked().arrays["pattern"]})
     assert about["x"]["bits"] == 8
+
+
+def test_wrong_input_gets_a_sentence(model):
+    with pytest.raises(InputError, match="the list is empty"):
+        AttentionExplorer(model, [])
+    explorer = AttentionExplorer(model, TEXT)
+    with pytest.raises(TraitError, match="expected any of"):
+        explorer.compare = "both"
+    with pytest.raises(InputError, match="it has: entropy"):
+        explorer.metric = "inductoin"

@@ -7,9 +7,10 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
-from traitlets import Bool, Int, Unicode
+from traitlets import Bool, Enum, Int, Unicode
 
 from llama_probe import plots
+from llama_probe.errors import InputError
 from llama_probe.lens.attention import AttentionMaps, attention_maps
 from llama_probe.lens.heads import METRICS
 from llama_probe.model.llama import Llama
@@ -55,8 +56,8 @@ class AttentionExplorer(Explorer):
         "this_key_only",
     )  # fmt: skip
     metric = Unicode("induction")
-    weights = Unicode("raw")
-    compare = Unicode("off")
+    weights = Enum(list(_MEASURES), "raw")
+    compare = Enum(["off", "side by side", "difference"], "off")
     other_prompt, other_layer, other_head = Int(0), Int(0), Int(0)
     this_key_only = Bool(False)
 
@@ -64,6 +65,8 @@ class AttentionExplorer(Explorer):
         super().__init__(selection, model)
         several = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
         self._prompts: Sequence[Any] = list(prompts) if several else [prompts]
+        if not len(self._prompts):
+            raise InputError("there is no prompt to look at: the list is empty")
         self.title = f"Attention of {model.cfg.model_name}"
         self._model = model
         self._maps = lru_cache(8)(lambda prompt: attention_maps(model, self._prompts[prompt]))
