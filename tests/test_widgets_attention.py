@@ -128,6 +128,10 @@ def test_comparing_heads_and_prompts(model):
     expected = without_future(pattern_of(model, TEXT, 1, 0) - theirs)
     np.testing.assert_allclose(shown(explorer), expected, atol=3e-6)
     assert explorer.figure("map").data[0].zmin == -1 and explorer.figure("other") is None
+    explorer.compare = "side by side"  # as many tokens, but others
+    names = explorer.figure("other").layout.xaxis.labelalias
+    assert names["4"] == "4: ·Spain"
+    assert explorer.figure("map").layout.xaxis.labelalias["4"] == "4: ·France"
     explorer.prompt = 1
     assert explorer.figure("row").tokens[4] == " Spain"
 

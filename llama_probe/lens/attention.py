@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama_probe.hooks import act_name
-from llama_probe.lens.common import check_head, position, wide
+from llama_probe.lens.common import check_head, position, raised_and_lowered, wide
 from llama_probe.lens.heads import METRICS, summaries, wanted_keys
 from llama_probe.model.llama import Llama
 from llama_probe.model.masks import visible
@@ -133,17 +133,7 @@ class AttentionMaps:
         out = weights @ self._written(layer, head)
         final = self.model.ln_final
         out = out * wide(final.weight) / rms(self.stream[query], final.eps)
-        logits = wide(self.model.unembed.weight) @ out
-        count = min(top_k, len(logits) // 2)
-        high, low = logits.topk(count).indices, logits.topk(count, largest=False).indices
-        ids = torch.cat((high, low.flip(0)))
-        return pd.DataFrame(
-            {
-                "token": self.model.to_str_tokens(ids),
-                "token_id": ids.tolist(),
-                "value": logits[ids].tolist(),
-            }
-        )
+        return raised_and_lowered(self.model, wide(self.model.unembed.weight) @ out, top_k)
 
     def _written(self, layer: int, head: int) -> Float[Tensor, "pos d_model"]:
         """What the head would add to the stream if it looked at each position alone."""

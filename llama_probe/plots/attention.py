@@ -52,7 +52,7 @@ def attention(
     texts = tokens, tokens if keys is None else keys
     _match(weights, *texts)
     size = math.ceil(max(weights.shape) / MOST)
-    cells = _without_future(weights, at)
+    cells = without_future(weights, at)
     if minus is not None:
         other = _weights(minus)
         _match(other, *texts)
@@ -112,7 +112,7 @@ def _match(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str]) -> 
         )
 
 
-def _without_future(weights: np.ndarray, at: tuple[int, int]) -> np.ndarray:
+def without_future(weights: np.ndarray, at: tuple[int, int] = (0, 0)) -> np.ndarray:
     """NaN where a query cannot look; a weight there, which a causal model never has, stays."""
     n_query, n_key = weights.shape
     # Without a cut the last query sees the last key, whatever came before the first query.

@@ -15,7 +15,7 @@ from llama_probe.lens.attention import AttentionMaps, attention_maps
 from llama_probe.lens.heads import METRICS
 from llama_probe.model.llama import Llama
 from llama_probe.page import Fill, Strip, View
-from llama_probe.plots.attention import MOST
+from llama_probe.plots.attention import MOST, without_future
 from llama_probe.plots.labels import token
 from llama_probe.widgets.controls import menu, switch
 from llama_probe.widgets.explorer import Explorer, Selected, named, numbers
@@ -151,6 +151,7 @@ class AttentionExplorer(Explorer):
         if "prompt" in names:
             self._window = None
             self._name_positions()
+            self._lay_out()  # a page holds more or less of another length
             last = len(self._tokens()) - 1
             self.selection.choose(query=min(self.query, last), key=min(self.key, last))
 
@@ -178,20 +179,24 @@ class AttentionExplorer(Explorer):
 
     def _map(self) -> go.Figure:
         own = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
-        return self._drawn_pattern(own, self._others() if self.compare == "difference" else None)
+        minus = self._others() if self.compare == "difference" else None
+        return self._drawn_pattern(own, self._tokens(), minus)
 
     def _other(self) -> go.Figure | None:
-        return self._drawn_pattern(self._others()) if self.compare == "side by side" else None
+        if self.compare != "side by side":
+            return None
+        return self._drawn_pattern(self._others(), self._maps(self.other_prompt).tokens)
 
     def _others(self) -> np.ndarray:
         return self._pattern(self.other_prompt, self.other_layer, self.other_head, self.weights)
 
-    def _drawn_pattern(self, pattern: np.ndarray, minus: np.ndarray | None = None) -> go.Figure:
-        if minus is None:
-            tokens = self._tokens() if len(pattern) == len(self._tokens()) else self._other_tokens()
-        else:
-            tokens = self._tokens()
-        queries, keys = self._window or (slice(0, len(tokens)), slice(0, len(tokens)))
+    def _drawn_pattern(
+        self, pattern: np.ndarray, tokens: list[str], minus: np.ndarray | None = None
+    ) -> go.Figure:
+        whole = slice(0, len(tokens))
+        # Another prompt's length may leave nothing of the part that is zoomed into.
+        window = self._window if len(tokens) == len(self._tokens()) else None
+        queries, keys = window or (whole, whole)
         figure = plots.attention(
             pattern[queries, keys],
             tokens[queries],
@@ -205,11 +210,11 @@ class AttentionExplorer(Explorer):
 
     def _row(self) -> Strip:
         pattern = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
-        return Strip(self._tokens(), _after(pattern)[self.query], "of the weight")
+        return Strip(self._tokens(), without_future(pattern)[self.query], "of the weight")
 
     def _column(self) -> Strip:
         pattern = self._pattern(self.here("prompt"), self.layer, self.head, self.weights)
-        return Strip(self._tokens(), _after(pattern)[:, self.key], "of their weight")
+        return Strip(self._tokens(), without_future(pattern)[:, self.key], "of their weight")
 
     def _writes(self) -> go.Figure:
         key = self.key if self.this_key_only else None
@@ -237,9 +242,6 @@ class AttentionExplorer(Explorer):
 
     def _tokens(self) -> list[str]:
         return self._maps(self.here("prompt")).tokens
-
-    def _other_tokens(self) -> list[str]:
-        return self._maps(self.other_prompt).tokens
 
     def _name_positions(self) -> None:
         names = named(self._tokens())
@@ -278,12 +280,11 @@ class AttentionExplorer(Explorer):
         layers = range(cfg.n_layers) if scope == "all" else [self.layer]
         heads = [self.head] if scope == "head" else range(cfg.n_heads)
         prompt = self.here("prompt")
-        patterns = np.array(
-            [
-                [_after(self._worked_out(prompt, layer, head, self.weights)) for head in heads]
-                for layer in layers
-            ]
-        )
+
+        def weights(layer: int, head: int) -> np.ndarray:
+            return without_future(self._worked_out(prompt, layer, head, self.weights))
+
+        patterns = np.array([[weights(layer, head) for head in heads] for layer in layers])
         arrays: dict[str, Any] = {
             "pattern": patterns.squeeze(tuple(range({"all": 0, "layer": 1, "head": 2}[scope])))
         }
@@ -317,8 +318,3 @@ class AttentionExplorer(Explorer):
             "layer": f"This page holds the patterns of layer {self.layer} only.",
             "head": f"This page holds the pattern of head {self.head} of layer {self.layer} only.",
         }[self._scope()]
-
-
-def _after(pattern: np.ndarray) -> np.ndarray:
-    """NaN where a query cannot look."""
-    return np.where(np.tri(*pattern.shape, dtype=bool), pattern, np.float32(np.nan))

@@ -17,6 +17,7 @@ from llama_probe.model.llama import Llama
 from llama_probe.page import Fill, View
 from llama_probe.patching.patch import patch
 from llama_probe.patching.sites import sites_of
+from llama_probe.plots.attention import without_future
 from llama_probe.plots.labels import visible
 from llama_probe.widgets.attention import AttentionExplorer
 from llama_probe.widgets.controls import menu
@@ -265,13 +266,12 @@ class PatchingExplorer(Explorer):
             frame.effect.to_numpy().reshape(cfg.n_layers, n_pos) for frame in map(_sorted, sweeps)
         ]
         patterns = [
-            [self._weights(layer, head) for head in range(cfg.n_heads)]
+            [without_future(self._weights(layer, head)) for head in range(cfg.n_heads)]
             for layer in range(cfg.n_layers)
         ]
-        future = np.tri(n_pos, dtype=bool)
         arrays: dict[str, Any] = {
             "sites": np.stack(by_site, axis=-1),
-            "pattern": np.where(future, np.array(patterns), np.nan),
+            "pattern": np.array(patterns),
         }
         if self._cells_of_heads() <= _MOST_CELLS:
             heads = patch(

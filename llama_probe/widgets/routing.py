@@ -15,7 +15,7 @@ from traitlets import Enum
 from llama_probe import plots
 from llama_probe.hooks import act_name
 from llama_probe.interventions import ablate_experts, force_experts
-from llama_probe.lens.common import wide
+from llama_probe.lens.common import raised_and_lowered, wide
 from llama_probe.model.llama import Llama
 from llama_probe.model.norm import rms
 from llama_probe.page import Fill, Strip, View
@@ -242,12 +242,7 @@ class RoutingExplorer(Explorer):
         if not count:
             return None
         logits = wide(self._model.unembed.weight) @ (total / count * self._model.ln_final.weight)
-        high = logits.topk(_TOP).indices
-        ids = torch.cat((high, logits.topk(_TOP, largest=False).indices.flip(0)))
-        texts = self._model.to_str_tokens(ids)
-        return pd.DataFrame(
-            {"token": texts, "token_id": ids.tolist(), "value": logits[ids].tolist()}
-        )
+        return raised_and_lowered(self._model, logits, _TOP)
 
     def _effect(self) -> go.Figure | None:
         if self.edit == "none":
