@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llama_probe.errors import HookNameError as HookNameError
     from llama_probe.errors import InputError as InputError
     from llama_probe.errors import LlamaProbeError as LlamaProbeError
+    from llama_probe.errors import OutputError as OutputError
     from llama_probe.errors import UnknownNameError as UnknownNameError
     from llama_probe.hooks import ActivationCache as ActivationCache
     from llama_probe.hooks import act_name as act_name
@@ -89,6 +90,7 @@ _HOME = {
     "LlamaConfig": "llama_probe.model.config",
     "LlamaProbeError": "llama_probe.errors",
     "LogitLensExplorer": "llama_probe.widgets",
+    "OutputError": "llama_probe.errors",
     "PatchingExplorer": "llama_probe.widgets",
     "Report": "llama_probe.page",
     "RopeExplorer": "llama_probe.widgets",
@@ -150,6 +152,7 @@ __all__ = [
     "LlamaConfig",
     "LlamaProbeError",
     "LogitLensExplorer",
+    "OutputError",
     "PatchingExplorer",
     "Report",
     "RopeExplorer",

@@ -24,6 +24,10 @@ class DownloadError(LlamaProbeError, OSError):
     """Something could not be fetched, or is not what it should be."""
 
 
+class OutputError(LlamaProbeError, OSError):
+    """Something could not be written: a full disk, a folder that another process holds."""
+
+
 class UnknownNameError(LlamaProbeError, LookupError):
     """A name that stands for nothing here."""
 

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "llama_probe"
 # The unit is a file or a folder directly under llama_probe.
 FLOORS = {
     "errors": 0,
+    "files": 1,
     "hooks": 1,
     "tokenizer": 1,
     "prompts": 1,

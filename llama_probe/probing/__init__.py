@@ -1,0 +1,1 @@
+"""Linear probes: what an activation says, and how far to believe it."""
