@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: a file appears whole or not at all, and one process at a time."""
+"""Writing so that nothing is lost: files appear whole or not at all, one process at a time."""
 
 import errno
 import os
