@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from llama_probe import plots as plots
     from llama_probe import prompts as prompts
     from llama_probe import stats as stats
-    from llama_probe.capture import Activations as Activations
-    from llama_probe.capture import Moments as Moments
-    from llama_probe.capture import capture as capture
+    from llama_probe.capturing import Activations as Activations
+    from llama_probe.capturing import Moments as Moments
+    from llama_probe.capturing import capture as capture
     from llama_probe.checkpoints.load import from_transformers as from_transformers
     from llama_probe.checkpoints.load import load as load
     from llama_probe.checkpoints.save import save as save
@@ -81,7 +81,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ActivationCache": "llama_probe.hooks",
     "ActivationScatter": "llama_probe.widgets",
-    "Activations": "llama_probe.capture",
+    "Activations": "llama_probe.capturing",
     "AttentionExplorer": "llama_probe.widgets",
     "AttentionMaps": "llama_probe.lens",
     "CheckpointError": "llama_probe.errors",
@@ -94,7 +94,7 @@ _HOME = {
     "LlamaConfig": "llama_probe.model.config",
     "LlamaProbeError": "llama_probe.errors",
     "LogitLensExplorer": "llama_probe.widgets",
-    "Moments": "llama_probe.capture",
+    "Moments": "llama_probe.capturing",
     "OutputError": "llama_probe.errors",
     "PatchingExplorer": "llama_probe.widgets",
     "Report": "llama_probe.page",
@@ -114,7 +114,7 @@ _HOME = {
     "attention_maps": "llama_probe.lens",
     "attribution_patch": "llama_probe.patching",
     "bias_router": "llama_probe.interventions",
-    "capture": "llama_probe.capture",
+    "capture": "llama_probe.capturing",
     "direct_logit_attribution": "llama_probe.lens",
     "expert_contrast": "llama_probe.routing",
     "force_experts": "llama_probe.interventions",

@@ -22,7 +22,7 @@ FLOORS = {
     "interventions": 2,
     "page": 2,
     "checkpoints": 3,
-    "capture": 4,
+    "capturing": 4,
     "lens": 5,
     "patching": 5,
     "probing": 5,
@@ -144,7 +144,7 @@ def test_the_table_covers_every_file():
     ],
 )
 def test_a_climbing_import_would_be_seen(source):
-    assert len(climbs(PACKAGE / "capture.py", source)) == 1
+    assert len(climbs(PACKAGE / "capturing.py", source)) == 1
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_a_climbing_import_would_be_seen(source):
         "from llama_probe import __version__",
         "from llama_probe.checkpoints import catalogue",
         "from .model.llama import Llama",
-        "import llama_probe.capture",
+        "import llama_probe.capturing",
         "if TYPE_CHECKING:\n    from llama_probe.lens import logit_lens",
         "import torch",
     ],
 )
 def test_a_descending_import_is_allowed(source):
-    assert climbs(PACKAGE / "capture.py", source) == []
+    assert climbs(PACKAGE / "capturing.py", source) == []
 
 
 def test_relative_imports_inside_a_folder_are_resolved():

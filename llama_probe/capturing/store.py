@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from llama_probe.capture.collect import Halved
-from llama_probe.capture.job import Job, Told
+from llama_probe.capturing.collect import Halved
+from llama_probe.capturing.job import Job, Told
 from llama_probe.errors import CheckpointError
 from llama_probe.files import written
 from llama_probe.model.llama import Llama

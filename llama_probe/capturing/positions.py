@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from llama_probe.capture.prompts import Encoded
+from llama_probe.capturing.prompts import Encoded
 from llama_probe.errors import InputError, near
 
 # What can be asked for by name, as the tokens that it means.

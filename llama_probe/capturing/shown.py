@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from llama_probe.capture.collect import Halved
-from llama_probe.capture.job import Job, Told
+from llama_probe.capturing.collect import Halved
+from llama_probe.capturing.job import Job, Told
 
 
 @contextmanager

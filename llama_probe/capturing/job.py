@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from llama_probe.capture.collect import Halved, Rows, collect_fitting
+from llama_probe.capturing.collect import Halved, Rows, collect_fitting
 from llama_probe.errors import CheckpointError, InputError
 from llama_probe.files import write_text, written
 from llama_probe.model.llama import Llama

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_probe.capture.activations import Activations, in_memory
-from llama_probe.capture.answers import answers
-from llama_probe.capture.collect import Halved, feature_shapes
-from llama_probe.capture.job import Job, Told, checked_dtype, prompts_hash, record_of
-from llama_probe.capture.plan import planned
-from llama_probe.capture.positions import name_of
-from llama_probe.capture.prompts import as_frame, continued, encode, of_tokens
-from llama_probe.capture.shown import shown
-from llama_probe.capture.store import Shards, local, missing
+from llama_probe.capturing.activations import Activations, in_memory
+from llama_probe.capturing.answers import answers
+from llama_probe.capturing.collect import Halved, feature_shapes
+from llama_probe.capturing.job import Job, Told, checked_dtype, prompts_hash, record_of
+from llama_probe.capturing.plan import planned
+from llama_probe.capturing.positions import name_of
+from llama_probe.capturing.prompts import as_frame, continued, encode, of_tokens
+from llama_probe.capturing.shown import shown
+from llama_probe.capturing.store import Shards, local, missing
 from llama_probe.checkpoints.fingerprint import model_hash, tokenizer_hash
 from llama_probe.errors import InputError
 from llama_probe.files import locked, sweep

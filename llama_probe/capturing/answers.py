@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
-from llama_probe.capture.plan import batches
-from llama_probe.capture.prompts import Encoded
+from llama_probe.capturing.plan import batches
+from llama_probe.capturing.prompts import Encoded
 from llama_probe.model.llama import Llama
 
 _AT_ONCE = 16

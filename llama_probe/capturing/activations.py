@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from llama_probe.capture.job import Job
-from llama_probe.capture.moments import Moments
-from llama_probe.capture.store import Memory, Shards
+from llama_probe.capturing.job import Job
+from llama_probe.capturing.moments import Moments
+from llama_probe.capturing.store import Memory, Shards
 from llama_probe.errors import InputError, near
 from llama_probe.hooks import match_names
 

@@ -13,9 +13,9 @@ import pandas as pd
 import psutil
 import torch
 
-from llama_probe.capture.job import Batch, Job, Shard
-from llama_probe.capture.positions import rows_of
-from llama_probe.capture.prompts import Encoded, described
+from llama_probe.capturing.job import Batch, Job, Shard
+from llama_probe.capturing.positions import rows_of
+from llama_probe.capturing.prompts import Encoded, described
 from llama_probe.model.llama import Llama
 
 # Larger batches gain nothing on a CPU, little on a GPU, and memory for them must be there.
