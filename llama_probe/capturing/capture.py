@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama_probe.capturing.activations import Activations, in_memory
 from llama_probe.capturing.answers import answers
-from llama_probe.capturing.collect import Halved, feature_shapes
+from llama_probe.capturing.collect import OF_TWO_TOKENS, Halved, feature_shapes
 from llama_probe.capturing.job import Job, Told, checked_dtype, prompts_hash, record_of
 from llama_probe.capturing.plan import planned
 from llama_probe.capturing.positions import name_of
@@ -61,13 +61,15 @@ def capture(
     A store is a folder of safetensors shards with a Parquet index and a JSON manifest. The same
     call on a store that is not finished goes on from its last whole shard, and gives the bits of a
     run that was never interrupted, on the same machine with as many threads. A batch that does not
-    fit into memory is halved until it does, with a warning; the result then agrees to about 1e-5.
+    fit into memory is halved until it does, with a warning; the result then agrees to 1e-5 of its
+    scale.
 
     Args:
         model: The model; it is run as far as the deepest hook.
         prompts: Texts, conversations (lists of messages), token ids [prompt pos], a DataFrame or
             dictionaries with a column of texts, or the path of a CSV, JSONL or Parquet file.
-        hooks: Names or globs; None for all but those that multiply memory.
+        hooks: Names or globs; None for all but scores and patterns, which are of two tokens, and
+            those that multiply memory.
         positions: Which tokens: a number (negative ones count from the end), a slice, "all", "last
             of the instruction", "last of the template" (the last token before the answer),
             "response", or a list of these.
@@ -102,6 +104,8 @@ def capture(
     (('blocks.0.hook_resid_post', 'blocks.1.hook_resid_post'), torch.Size([6, 16]))
     """
     names = model.hook_names(hooks)
+    if hooks is None:
+        names = [name for name in names if not name.endswith(OF_TWO_TOKENS)]
     features = feature_shapes(model, names)
     asked = list(positions) if isinstance(positions, list | tuple) else [positions]
     if isinstance(prompts, Tensor):
@@ -148,7 +152,7 @@ def capture(
 
     if store is None:
         job = make()
-        with shown(job, range(len(job.plan)), None, shows) as (told, halved):
+        with shown(job, range(len(job.plan)), None, shows, model.cfg.device) as (told, halved):
             parts = (job.compute(model, shard, halved, told) for shard in range(len(job.plan)))
             return in_memory(job, parts)
     return _to_store(model, Path(store), record, make, engine, shows)
@@ -171,7 +175,7 @@ def _to_store(
             job = make()
             job.write(folder)
         todo = missing(job, folder)
-        with shown(job, todo, folder, shows) as (told, halved):
+        with shown(job, todo, folder, shows, model.cfg.device) as (told, halved):
             for sizes in engine(model, job, folder, todo, told):
                 halved += sizes
         return Activations(Shards(job, folder), job)

@@ -1,6 +1,6 @@
 """One batch of prompts through the model, as far as its deepest hook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_probe.capturing.memory import is_out_of_memory
 from llama_probe.errors import InputError
 from llama_probe.hooks import HookPoint, reads_only
 from llama_probe.model.llama import Llama
 
+# The ends of the names of hooks whose values are not of one token.
+OF_TWO_TOKENS = ("hook_attn_scores", "hook_pattern")
 # The batches that did not fit into memory and were halved, as the number of their prompts.
 Halved = list[int]
 
@@ -81,7 +84,7 @@ def collect_fitting(
     pool: str | None,
     dtype: torch.dtype,
     halved: Halved,
-) -> dict[str, Tensor]:
+) -> Iterator[tuple[Rows, dict[str, Tensor]]]:
     """As `collect`; a batch that does not fit into memory is halved until it does.
 
     Args:
@@ -93,6 +96,9 @@ def collect_fitting(
         dtype: Of what is kept.
         halved: Gets the size of each batch that was halved.
 
+    Yields:
+        The rows in parts, with their activations.
+
     Raises:
         InputError: Not even a single prompt fits.
     """
@@ -100,10 +106,14 @@ def collect_fitting(
     place = {prompt: row for row, prompt in enumerate(prompts)}
     local = rows._replace(prompt=np.array([place[prompt] for prompt in rows.prompt]))
     try:
-        return collect(model, list(ids.values()), hooks, local, pool, dtype)
+        found = collect(model, list(ids.values()), hooks, local, pool, dtype)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        found = None
+    if found is not None:
+        yield rows, found
+        return
     # Out of the except clause, whose traceback would hold on to the tensors.
     if model.cfg.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -114,32 +124,15 @@ def collect_fitting(
         )
     halved.append(len(prompts))
     middle = len(prompts) // 2
-    parts = [
-        collect_fitting(
-            model,
-            {prompt: ids[prompt] for prompt in some},
-            hooks,
-            _of(rows, some),
-            pool,
-            dtype,
-            halved,
-        )
-        for some in (prompts[:middle], prompts[middle:])
-    ]
-    return {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}
+    for some in (prompts[:middle], prompts[middle:]):
+        part = {prompt: ids[prompt] for prompt in some}
+        yield from collect_fitting(model, part, hooks, _of(rows, some), pool, dtype, halved)
 
 
 def _of(rows: Rows, prompts: Sequence[int]) -> Rows:
     """The rows of some of the prompts."""
     wanted = np.isin(rows.prompt, prompts)
     return Rows(*(column[wanted] for column in rows))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("can't allocate memory", "out of memory", "not enough memory")
-    return any(word in str(error).lower() for word in words)
 
 
 def feature_shapes(model: Llama, hooks: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -149,7 +142,7 @@ def feature_shapes(model: Llama, hooks: Sequence[str]) -> dict[str, tuple[int, .
         InputError: What a hook holds is not of one token: attention scores and patterns.
     """
     for name in hooks:
-        if name.endswith(("hook_attn_scores", "hook_pattern")):
+        if name.endswith(OF_TWO_TOKENS):
             raise InputError(
                 f"{name} relates two tokens and has no row for each: lp.attention_maps reads it"
             )

@@ -121,22 +121,27 @@ class Job:
         """
         rows = self.index.iloc[self.rows_of_shard(shard)]
         columns = {name: rows[name].to_numpy() for name in Rows._fields}
-        parts = []
+        whole: dict[str, Tensor] = {}
         for batch in self.plan[shard]:
-            here = np.isin(columns["prompt"], batch)
-            parts.append(
-                collect_fitting(
-                    model,
-                    {prompt: self.prompts["ids"].iat[prompt] for prompt in batch},
-                    self.hooks,
-                    Rows(**{name: column[here] for name, column in columns.items()}),
-                    self.record["pool"],
-                    self.dtype,
-                    halved,
-                )
+            of_batch = np.isin(columns["prompt"], batch)
+            parts = collect_fitting(
+                model,
+                {prompt: self.prompts["ids"].iat[prompt] for prompt in batch},
+                self.hooks,
+                Rows(**{name: column[of_batch] for name, column in columns.items()}),
+                self.record["pool"],
+                self.dtype,
+                halved,
             )
+            for some, tensors in parts:
+                here = torch.from_numpy(np.isin(columns["prompt"], some.prompt))
+                for hook in self.hooks:
+                    values = tensors.pop(hook)
+                    if hook not in whole:
+                        whole[hook] = values.new_empty(len(rows), *values.shape[1:])
+                    whole[hook][here] = values
             told(int(self.prompts["n_tokens"].iloc[batch].sum()))
-        return {hook: torch.cat([part[hook] for part in parts]) for hook in self.hooks}
+        return whole
 
     def shapes(self, shard: int) -> dict[str, list[int]]:
         """The shape of each hook's tensor in a shard."""
@@ -168,8 +173,13 @@ class Job:
                     f"the store {folder} has format {record['format']}, but this version of "
                     f"llama_probe reads format {FORMAT}"
                 )
-            frames = (pd.read_parquet(folder / f"{name}.parquet") for name in ("prompts", "index"))
-            return cls(record, *frames)
+            prompts, index = (
+                pd.read_parquet(folder / f"{name}.parquet") for name in ("prompts", "index")
+            )
+            # Parquet gives arrays for lists.
+            for name in {"ids", "messages"} & set(prompts):
+                prompts[name] = [row.tolist() for row in prompts[name]]
+            return cls(record, prompts, index)
         except (ValueError, KeyError, TypeError, OSError) as error:
             if isinstance(error, CheckpointError):
                 raise

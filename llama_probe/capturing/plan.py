@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 
 from llama_probe.capturing.job import Batch, Job, Shard
+from llama_probe.capturing.memory import free_bytes
 from llama_probe.capturing.positions import rows_of
 from llama_probe.capturing.prompts import Encoded, described
 from llama_probe.model.llama import Llama
@@ -22,9 +22,11 @@ from llama_probe.model.llama import Llama
 _MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 _FEWEST_TOKENS = 256
 _SHARE_OF_MEMORY = 0.25
-# What is lost when a run is killed: a shard holds so much at most, in bytes and in work.
+# What is lost when a run is killed: a shard holds so much at most, in bytes and in work; and where
+# memory is scarce, no more than this share of it.
 SHARD_BYTES = 32 * 2**20
 SHARD_TOKENS = 2**15
+_SHARD_SHARE = 1 / 16
 
 
 def planned(
@@ -43,18 +45,22 @@ def planned(
         frame: The prompts.
         encoded: Their tokens.
         positions: As they were asked for.
-        batch_tokens: Tokens in a batch, padding counted; None: what fits into the free memory.
+        batch_tokens: Tokens in a batch, padding counted; None: what fits into the free memory. A
+            batch never leaves more than a shard may hold, except for a single prompt that does.
 
     Raises:
         InputError: A prompt has no such position, or the prompts have a column of ours.
     """
     features = sum(prod(shape) for shape in record["features"].values())
-    most = batch_tokens or fitting_tokens(model, features * model.cfg.dtype.itemsize)
     lengths = [len(one.ids) for one in encoded]
     rows = rows_of(encoded, positions, record["pool"])
     counts = rows["prompt"].value_counts().reindex(range(len(frame)), fill_value=0)
-    row_bytes = features * getattr(torch, record["dtype"]).itemsize
-    plan = shards(batches(lengths, most), lengths, (counts * row_bytes).tolist())
+    bytes_of = (counts * features * getattr(torch, record["dtype"]).itemsize).tolist()
+    densest = max(size / length for size, length in zip(bytes_of, lengths, strict=True))
+    most = batch_tokens or fitting_tokens(model, features * model.cfg.dtype.itemsize)
+    shard_bytes = min(SHARD_BYTES, int(_SHARD_SHARE * free_bytes(torch.device("cpu"))))
+    planned_batches = batches(lengths, min(most, int(shard_bytes / densest)))
+    plan = shards(planned_batches, lengths, bytes_of, shard_bytes)
     prompts = described(model, frame, encoded).assign(ids=[one.ids for one in encoded])
     return Job({**record, "plan": plan}, prompts, _placed(model, rows, encoded, plan))
 
@@ -105,21 +111,25 @@ def batches(
 
 
 def shards(
-    planned: Sequence[Batch], lengths: Sequence[int], bytes_of: Sequence[int]
+    planned: Sequence[Batch],
+    lengths: Sequence[int],
+    bytes_of: Sequence[int],
+    most_bytes: int = SHARD_BYTES,
 ) -> list[Shard]:
-    """Batches in shards of at most `SHARD_BYTES` of result and `SHARD_TOKENS` of work.
+    """Batches in shards of at most so many bytes of result and `SHARD_TOKENS` of work.
 
     Args:
         planned: The batches.
         lengths: Tokens of each prompt.
         bytes_of: Bytes that each prompt leaves in the store.
+        most_bytes: The most that a shard may have; a single batch may have more.
     """
     found: list[Shard] = []
     size = work = 0
     for batch in planned:
         more = sum(bytes_of[prompt] for prompt in batch)
         tokens = lengths[batch[0]] * len(batch)
-        if not found or size + more > SHARD_BYTES or work + tokens > SHARD_TOKENS:
+        if not found or size + more > most_bytes or work + tokens > SHARD_TOKENS:
             found.append([])
             size = work = 0
         found[-1].append(batch)
@@ -138,11 +148,5 @@ def fitting_tokens(model: Llama, hook_bytes: int) -> int:
     wide = cfg.moe.top_k * cfg.moe.d_expert if cfg.moe is not None else 0
     element = torch.finfo(cfg.dtype).bits // 8
     working = element * (12 * cfg.d_model + 4 * max(cfg.d_mlp, wide))
-    fits = int(_SHARE_OF_MEMORY * _free_bytes(cfg.device) / (working + hook_bytes))
+    fits = int(_SHARE_OF_MEMORY * free_bytes(cfg.device) / (working + hook_bytes))
     return max(_FEWEST_TOKENS, min(_MOST_TOKENS.get(cfg.device.type, 2048), fits))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

@@ -1,12 +1,13 @@
 """Shards of activations on disk: each a safetensors file that appears whole or not at all."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llama_probe.capturing.collect import Halved
@@ -34,9 +35,13 @@ def write_shard(
     """
     halved: Halved = []
     tensors = job.compute(model, shard, halved, told)
-    data = save(tensors, {"halved": ",".join(map(str, halved))})
     with written(shard_path(folder, shard)) as part:
-        part.write_bytes(data)
+        try:
+            save_file(tensors, part, {"halved": ",".join(map(str, halved))})
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
     return halved
 
 
@@ -73,16 +78,15 @@ class Shards:
 
     def read(self, hook: str, rows: np.ndarray) -> Tensor:
         """Some rows of a hook, in that order."""
-        parts, places = [], []
+        found = torch.empty(0)
         for shard, here in _by_shard(self.shard[rows]):
             with safe_open(shard_path(self.folder, shard), "pt") as file:
                 wanted = torch.from_numpy(self.row[rows[here]])
                 first, stop = int(wanted.min()), int(wanted.max()) + 1
-                parts.append(file.get_slice(hook)[first:stop][wanted - first])
-                places.append(here)
-        values = torch.cat(parts)
-        found = torch.empty_like(values)
-        found[torch.from_numpy(np.concatenate(places))] = values
+                span = file.get_slice(hook)[first:stop]
+            if not len(found):
+                found = span.new_empty(len(rows), *span.shape[1:])
+            found[torch.from_numpy(here)] = span[wanted - first]
         return found
 
 
