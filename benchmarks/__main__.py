@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks import loading, patching, routing, speed, widgets
+from benchmarks import capturing, loading, patching, routing, speed, widgets
 from benchmarks.measure import Row
 
 _HEAD = (
@@ -30,6 +30,8 @@ def main() -> None:
         "forward": lambda: speed.forward(*speed.smollm2()),
         "decoding": lambda: speed.decoding(*speed.smollm2()),
         "capture": lambda: speed.capture(speed.smollm2()[0]),
+        "capture-batch": lambda: capturing.batch(speed.smollm2()[0]),
+        "ray": capturing.ray,
         "experts": speed.experts,
         "loading": loading.loading,
         "memory": loading.attention_memory,

@@ -1,7 +1,7 @@
 """What is run together: prompts of like length in batches, batches in shards.
 
-The plan depends on nothing but the prompts' lengths and these two sizes, and a store keeps it: what
-is resumed runs the same batches, and so gives the same bits.
+The plan follows from the prompts' lengths and the memory that is free. A store keeps it: what is
+resumed runs the same batches, and so gives the same bits.
 """
 
 from collections.abc import Sequence
