@@ -109,5 +109,75 @@ def pull(name: Annotated[str, typer.Argument(help="A name that `models` lists.")
     typer.echo(catalogue.pull(name))
 
 
+_OUT = Annotated[Path, typer.Option(help="The folder of the runs' folders.")]
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        str, typer.Argument(help="FILE.py, or FILE.py::FUNCTION where it has several.")
+    ],
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-P", "--parameter", metavar="KEY=V1,V2", help="Values of a parameter."),
+    ] = None,
+    out: _OUT = Path("runs"),
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, whatever there is.")] = False,
+    engine: Annotated[str, typer.Option(help="Who runs the grid: local or ray.")] = "local",
+) -> None:
+    """Run an experiment for all combinations of its parameters' values.
+
+    What is complete is not done again, and what was cut short goes on. The exit code is 0 if all
+    runs are complete, 1 if one is not, and 130 after Ctrl-C.
+    """
+    from llama_probe.runner.grid import plan, run_cells
+
+    try:
+        found, cells = plan(experiment, parameters or [], out, again)
+        outcomes = run_cells(found, cells, engine)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    for outcome in outcomes:
+        for note in outcome.notes:
+            typer.echo(f"{outcome.run}: {note}")
+    complete = [outcome for outcome in outcomes if outcome.status == "complete"]
+    before = sum(not outcome.done for outcome in complete)
+    typer.echo(
+        f"{len(complete)} of {len(outcomes)} runs in {out} are complete"
+        + (f", {before} of them from before." if before else ".")
+    )
+    if len(complete) < len(outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def runs(
+    out: _OUT = Path("runs"),
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two runs: in what do they differ?"),
+    ] = None,
+) -> None:
+    """List the runs of a folder, or compare two of them."""
+    from llama_probe.runner.listing import compare_runs, list_runs
+
+    typer.echo(compare_runs(out, *compare) if compare else list_runs(out))
+
+
+@app.command()
+def report(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Its name, the end of it, or its folder.")
+    ],
+    out: _OUT = Path("runs"),
+) -> None:
+    """Write a run's report again, from what is saved in its folder."""
+    from llama_probe.runner.report import rebuild
+    from llama_probe.runner.saved import folder_of
+
+    typer.echo(rebuild(folder_of(name, out)))
+
+
 if __name__ == "__main__":
     main()

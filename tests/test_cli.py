@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from drawing import written
 from typer.testing import CliRunner
 
 import llama_probe
@@ -27,7 +28,8 @@ def call(*arguments: str) -> str:
 
 def test_help_lists_the_commands():
     shown = call("--help")
-    assert all(command in shown for command in ("demo", "models", "pull", "--version"))
+    commands = ("demo", "models", "pull", "run", "runs", "report", "--version")
+    assert all(command in shown for command in commands)
 
 
 def test_version_is_the_installed_one():
@@ -116,3 +118,76 @@ def test_a_failed_download_ends_with_code_1(monkeypatch, capsys):
         cli.main()
     assert end.value.code == 1
     assert capsys.readouterr().err == "pip could not fetch it\n"
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, capsys, *arguments: str) -> tuple[object, str, str]:
+    """The exit code of the command line, and what it printed: results, and the rest."""
+    monkeypatch.setattr(sys, "argv", ["llama-probe", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr()
+    return end.value.code, shown.out, shown.err
+
+
+def test_run_tells_what_came_out_and_its_exit_code_whether_all_is_well(
+    monkeypatch, capsys, tmp_path
+):
+    file, out = str(written(tmp_path)), str(tmp_path / "runs")
+    command = ["run", file, "-P", "n=1,2", "--out", out]
+    code, shown, bar = ended(monkeypatch, capsys, *command)
+    assert code == 0 and "2/2" in bar and "draws n=2" in bar
+    *notes, last = shown.splitlines()
+    assert [": mean 0." in note for note in notes] == [True, True]
+    assert last == f"2 of 2 runs in {out} are complete."
+    code, shown, _ = ended(monkeypatch, capsys, *command, "-P", "fails=false,true")
+    assert code == 1
+    assert shown.splitlines()[-1] == f"2 of 4 runs in {out} are complete, 2 of them from before."
+    code, shown, _ = ended(monkeypatch, capsys, *command, "--again")
+    assert code == 0 and shown.splitlines()[-1] == f"2 of 2 runs in {out} are complete."
+
+
+def test_run_refuses_in_one_sentence_and_writes_nothing(monkeypatch, capsys, tmp_path):
+    file, out = written(tmp_path), tmp_path / "runs"
+    for arguments, sentence in (
+        (["-P", "sed=1"], "draws has no parameter 'sed'; did you mean 'seed'"),
+        (["-P", "n=many"], "n is 'many', but should be int"),
+        (["--engine", "cloud"], "there is no engine 'cloud'; it should be local or ray"),
+    ):
+        code, shown, told = ended(
+            monkeypatch, capsys, "run", str(file), "--out", str(out), *arguments
+        )
+        assert code == 1 and shown == "" and told.startswith(sentence) and told.count("\n") == 1
+    file.write_text("import nothing_of_that_name\n")
+    code, _, told = ended(monkeypatch, capsys, "run", str(file), "--out", str(out))
+    assert code == 1 and told.startswith(f"{file}, line 1: the file cannot be loaded: ModuleNot")
+    assert not out.exists()
+
+
+def test_runs_lists_and_compares_and_report_rebuilds(monkeypatch, capsys, tmp_path):
+    file, out = str(written(tmp_path)), str(tmp_path / "runs")
+    grid = ["run", file, "-P", "n=1,2", "-P", "fails=false,true", "--out", out]
+    ended(monkeypatch, capsys, *grid)
+    _, shown, _ = ended(monkeypatch, capsys, "runs", "--out", out)
+    head, columns, *rows = shown.splitlines()
+    assert head == "draws (steps=2, pause=0.0, drawn=False, seed=0)"
+    assert columns.split() == ["n", "fails", "status", "started", "took", "run"]
+    cells = [row.split() for row in rows[:4]]
+    assert [(n, fails, status) for n, fails, status, *_ in cells] == [
+        ("1", "False", "complete"), ("1", "True", "failed"),
+        ("2", "False", "complete"), ("2", "True", "failed"),
+    ]  # fmt: skip
+    a, b = cells[0][-1], cells[2][-1]
+    assert shown.count("ZeroDivisionError: on purpose") == 2
+    _, shown, _ = ended(
+        monkeypatch, capsys, "runs", "--out", out, "--compare", a[-8:], f"{out}/{b}"
+    )
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["argument", "n", "1", "2"] in lines
+    assert "table draws 0 1 rows, 3 columns 2 rows, 3 columns other rows".split() in lines
+    page = tmp_path / "runs" / a / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    _, shown, _ = ended(monkeypatch, capsys, "report", a, "--out", out)
+    assert shown.strip() == str(page) and page.read_bytes() == first
+    code, _, told = ended(monkeypatch, capsys, "report", f"{a}x", "--out", out)
+    assert code == 1 and f"is no run: it has no record.json; did you mean '{a}'" in told
