@@ -59,6 +59,17 @@ if TYPE_CHECKING:
     from llama_probe.patching import patch as patch
     from llama_probe.patching import path_patch as path_patch
     from llama_probe.patching import prob as prob
+    from llama_probe.probing import Direction as Direction
+    from llama_probe.probing import LinearProbe as LinearProbe
+    from llama_probe.probing import Monitor as Monitor
+    from llama_probe.probing import ProbeWarning as ProbeWarning
+    from llama_probe.probing import contrast_direction as contrast_direction
+    from llama_probe.probing import direction_similarity as direction_similarity
+    from llama_probe.probing import erasure_check as erasure_check
+    from llama_probe.probing import fit_monitor as fit_monitor
+    from llama_probe.probing import leace as leace
+    from llama_probe.probing import probe as probe
+    from llama_probe.probing import transfer as transfer
     from llama_probe.routing import Routes as Routes
     from llama_probe.routing import RoutingReport as RoutingReport
     from llama_probe.routing import expert_contrast as expert_contrast
@@ -66,6 +77,12 @@ if TYPE_CHECKING:
     from llama_probe.routing import routes_of as routes_of
     from llama_probe.routing import routing_report as routing_report
     from llama_probe.routing import specialisation as specialisation
+    from llama_probe.runner import Experiment as Experiment
+    from llama_probe.runner import Run as Run
+    from llama_probe.runner import read_run as read_run
+    from llama_probe.runner import run as run
+    from llama_probe.runner import runs as runs
+    from llama_probe.runner.ray_engine import RayEngine as RayEngine
     from llama_probe.widgets import ActivationScatter as ActivationScatter
     from llama_probe.widgets import AttentionExplorer as AttentionExplorer
     from llama_probe.widgets import LogitLensExplorer as LogitLensExplorer
@@ -86,23 +103,30 @@ _HOME = {
     "AttentionMaps": "llama_probe.lens",
     "CheckpointError": "llama_probe.errors",
     "ConfigError": "llama_probe.errors",
+    "Direction": "llama_probe.probing",
     "DownloadError": "llama_probe.errors",
     "Edit": "llama_probe.interventions",
+    "Experiment": "llama_probe.runner",
     "HookNameError": "llama_probe.errors",
     "InputError": "llama_probe.errors",
+    "LinearProbe": "llama_probe.probing",
     "Llama": "llama_probe.model.llama",
     "LlamaConfig": "llama_probe.model.config",
     "LlamaProbeError": "llama_probe.errors",
     "LogitLensExplorer": "llama_probe.widgets",
     "Moments": "llama_probe.capturing",
+    "Monitor": "llama_probe.probing",
     "OutputError": "llama_probe.errors",
     "PatchingExplorer": "llama_probe.widgets",
+    "ProbeWarning": "llama_probe.probing",
+    "RayEngine": "llama_probe.runner.ray_engine",
     "Report": "llama_probe.page",
     "RopeExplorer": "llama_probe.widgets",
     "RopeMaps": "llama_probe.lens",
     "Routes": "llama_probe.routing",
     "RoutingExplorer": "llama_probe.widgets",
     "RoutingReport": "llama_probe.routing",
+    "Run": "llama_probe.runner",
     "Selection": "llama_probe.widgets",
     "TokenStrip": "llama_probe.widgets",
     "UnknownNameError": "llama_probe.errors",
@@ -115,13 +139,18 @@ _HOME = {
     "attribution_patch": "llama_probe.patching",
     "bias_router": "llama_probe.interventions",
     "capture": "llama_probe.capturing",
+    "contrast_direction": "llama_probe.probing",
     "direct_logit_attribution": "llama_probe.lens",
+    "direction_similarity": "llama_probe.probing",
+    "erasure_check": "llama_probe.probing",
     "expert_contrast": "llama_probe.routing",
+    "fit_monitor": "llama_probe.probing",
     "force_experts": "llama_probe.interventions",
     "freeze_routes": "llama_probe.interventions",
     "from_transformers": "llama_probe.checkpoints.load",
     "head_scores": "llama_probe.lens",
     "kl": "llama_probe.patching",
+    "leace": "llama_probe.probing",
     "load": "llama_probe.checkpoints.load",
     "logit_diff": "llama_probe.patching",
     "logit_lens": "llama_probe.lens",
@@ -129,7 +158,9 @@ _HOME = {
     "path_patch": "llama_probe.patching",
     "plots": "llama_probe.plots",
     "prob": "llama_probe.patching",
+    "probe": "llama_probe.probing",
     "prompts": "llama_probe.prompts",
+    "read_run": "llama_probe.runner",
     "rope_angles": "llama_probe.lens",
     "rope_contributions": "llama_probe.lens",
     "rope_distance": "llama_probe.lens",
@@ -138,9 +169,12 @@ _HOME = {
     "route_stability": "llama_probe.routing",
     "routes_of": "llama_probe.routing",
     "routing_report": "llama_probe.routing",
+    "run": "llama_probe.runner",
+    "runs": "llama_probe.runner",
     "save": "llama_probe.checkpoints.save",
     "specialisation": "llama_probe.routing",
     "stats": "llama_probe.stats",
+    "transfer": "llama_probe.probing",
 }
 
 __all__ = [
@@ -151,23 +185,30 @@ __all__ = [
     "AttentionMaps",
     "CheckpointError",
     "ConfigError",
+    "Direction",
     "DownloadError",
     "Edit",
+    "Experiment",
     "HookNameError",
     "InputError",
+    "LinearProbe",
     "Llama",
     "LlamaConfig",
     "LlamaProbeError",
     "LogitLensExplorer",
     "Moments",
+    "Monitor",
     "OutputError",
     "PatchingExplorer",
+    "ProbeWarning",
+    "RayEngine",
     "Report",
     "RopeExplorer",
     "RopeMaps",
     "Routes",
     "RoutingExplorer",
     "RoutingReport",
+    "Run",
     "Selection",
     "TokenStrip",
     "UnknownNameError",
@@ -181,13 +222,18 @@ __all__ = [
     "attribution_patch",
     "bias_router",
     "capture",
+    "contrast_direction",
     "direct_logit_attribution",
+    "direction_similarity",
+    "erasure_check",
     "expert_contrast",
+    "fit_monitor",
     "force_experts",
     "freeze_routes",
     "from_transformers",
     "head_scores",
     "kl",
+    "leace",
     "load",
     "logit_diff",
     "logit_lens",
@@ -195,7 +241,9 @@ __all__ = [
     "path_patch",
     "plots",
     "prob",
+    "probe",
     "prompts",
+    "read_run",
     "rope_angles",
     "rope_contributions",
     "rope_distance",
@@ -204,9 +252,12 @@ __all__ = [
     "route_stability",
     "routes_of",
     "routing_report",
+    "run",
+    "runs",
     "save",
     "specialisation",
     "stats",
+    "transfer",
 ]
 
 # Hidden from type checkers, which would otherwise accept any attribute of the package.
