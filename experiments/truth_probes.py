@@ -15,7 +15,9 @@ import pandas as pd
 
 import llama_probe as lp
 
-SETS = ("cities", "neg_cities", "sp_en_trans")
+# Each set, and what its folds keep together.
+SETS = {"cities": "city", "neg_cities": "city", "sp_en_trans": "word"}
+OURS = {"capitals": "group", "negated capitals": "group", "elements": "group"}
 
 
 def truth_probes(
@@ -25,10 +27,10 @@ def truth_probes(
     paths = [Path(data) / f"{name}.csv" for name in SETS] if data else []
 
     def body(run: lp.Run) -> None:
-        sets = published(paths) if paths else ours()
+        sets, groups = (published(paths), SETS) if paths else (ours(), OURS)
         acts = {name: run.capture(name, frame, hooks=STREAM) for name, frame in sets.items()}
-        curves = run.table("curves", lambda: compare_folds(acts, sets, folds, seed))
-        matrix = run.table("transfer", lambda: between(acts, folds, seed))
+        curves = run.table("curves", lambda: compare_folds(acts, groups, folds, seed))
+        matrix = run.table("transfer", lambda: between(acts, groups, folds, seed))
         show(run, sets, curves, matrix)
 
     return lp.Experiment("Is it truth that is read?", body, seed=seed, inputs=paths)
@@ -38,13 +40,10 @@ STREAM = "blocks.*.hook_resid_pre"
 
 
 def published(paths: list[Path]) -> dict[str, pd.DataFrame]:
-    """The data sets of the papers, with the groups that may leak: `group`, and `second`."""
+    """The data sets of the papers; the Spanish word of a translation gets a column."""
     sets = {path.stem: lp.prompts.read_statements(path) for path in paths}
-    for name in ("cities", "neg_cities"):
-        sets[name] = sets[name].assign(group=sets[name]["city"], second=sets[name].correct_country)
     words = sets["sp_en_trans"]["text"].str.extract(r"word '(.+?)'")[0]
-    sets["sp_en_trans"] = sets["sp_en_trans"].assign(group=words)
-    return sets
+    return sets | {"sp_en_trans": sets["sp_en_trans"].assign(word=words)}
 
 
 def ours() -> dict[str, pd.DataFrame]:
@@ -58,36 +57,37 @@ def ours() -> dict[str, pd.DataFrame]:
 
 
 def compare_folds(
-    acts: dict[str, lp.Activations], sets: dict[str, pd.DataFrame], folds: int, seed: int
+    acts: dict[str, lp.Activations], groups: dict[str, str], folds: int, seed: int
 ) -> pd.DataFrame:
     """Held-out scores of every layer, by what the folds keep together."""
-    first, _, third = sets
-    asked = [(first, "group", None), (first, "nothing", ()), (third, "group", None)]
-    if "second" in sets[first]:
-        asked.append((first, "second", ()))
+    first, _, third = acts
+    asked = [(first, groups[first], None), (first, "nothing", ()), (third, groups[third], None)]
+    if "correct_country" in acts[first].prompts:
+        asked.append((first, "correct_country", ()))
     tables = []
-    for name, groups, controls in asked:
+    for name, together, controls in asked:
         with warnings.catch_warnings():
             # Folds at random are here to show what the warning is about.
             warnings.simplefilter("ignore", lp.ProbeWarning)
             found = lp.probe(
                 acts[name],
                 "label",
-                groups=None if groups == "nothing" else groups,
+                groups=None if together == "nothing" else together,
                 probe=("logistic", "mass_mean"),
                 folds=folds,
                 controls=controls,
                 seed=seed,
             )
-        tables.append(found.assign(data=name, grouped_by=groups))
+        tables.append(found.assign(data=name, together=together))
     return pd.concat(tables, ignore_index=True)
 
 
-def between(acts: dict[str, lp.Activations], folds: int, seed: int) -> pd.DataFrame:
+def between(
+    acts: dict[str, lp.Activations], groups: dict[str, str], folds: int, seed: int
+) -> pd.DataFrame:
     """What a probe of one set says on another; no group is trained on and tested."""
-    return lp.transfer(
-        {name: (some, "label", "group") for name, some in acts.items()}, folds=folds, seed=seed
-    )
+    sets = {name: (some, "label", groups[name]) for name, some in acts.items()}
+    return lp.transfer(sets, folds=folds, seed=seed)
 
 
 def show(
@@ -100,8 +100,12 @@ def show(
         + "; ".join(f"{name}: {len(frame):,} statements" for name, frame in sets.items())
         + "."
     )
-    for (name, groups), part in curves.groupby(["data", "grouped_by"], sort=False):
-        run.heading(f"{name}, folds that keep together: {groups}")
+    for (name, together), part in curves.groupby(["data", "together"], sort=False):
+        run.heading(
+            f"{name}: folds keep together what has one {together}"
+            if together != "nothing"
+            else f"{name}: folds at random"
+        )
         run.figure(
             lp.plots.probe(part, metric="accuracy"),
             "Accuracy of a probe at the last token, before each block",
@@ -116,10 +120,29 @@ def show(
         f"AUROC before block {layer}, chosen by {first}: rows are what a probe was trained on",
         table=auroc,
     )
-    inverted = auroc[(auroc["train"] == first) & (auroc["test"] == negated)]
-    worst = inverted.loc[inverted["value"].idxmin()]
-    run.note(
-        f"{first} → {negated}: AUROC {worst['value']:.3f} [{worst['ci_low']:.3f}, "
-        f"{worst['ci_high']:.3f}] before block {worst['layer']}; below 0.5 the probe calls the "
-        "negation of what is true true: it reads what goes together, not truth"
+    run.note(verdict(first, negated, curves, auroc[auroc["layer"] == layer]))
+
+
+def verdict(first: str, negated: str, curves: pd.DataFrame, auroc: pd.DataFrame) -> str:
+    """What the numbers say, in a sentence."""
+    chosen = curves[
+        (curves["data"] == first)
+        & (curves["kind"] == "best cell, corrected")
+        & (curves["metric"] == "auroc")
+    ].iloc[0]
+    there = auroc[(auroc["train"] == first) & (auroc["test"] == negated)].iloc[0]
+    if chosen["ci_low"] <= 0.5:
+        meaning = "no layer tells true from false, so nothing follows"
+    elif there["ci_high"] < 0.5:
+        meaning = "what is read there is what goes together, not what is true"
+    else:
+        meaning = "what is read there is not turned round by a negation"
+    return (
+        f"{first}: AUROC {shown(chosen)}, the layer chosen on one half and tested on the other. "
+        f"{first} → {negated}, before block {there['layer']}: {shown(there)}: {meaning}."
     )
+
+
+def shown(row: pd.Series) -> str:
+    """A value with its interval."""
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
