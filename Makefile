@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 # Written only after pip has succeeded, so that an interrupted set-up is done again.
 STAMP := $(VENV)/.installed
+# A process for each core, of some 2 GB each; a file's tests share what they set up.
+TEST := $(RUN) pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-fast check lab notebooks bench
 
@@ -19,10 +21,10 @@ demo: setup
 	@$(RUN) llama_probe.cli demo
 
 test: setup
-	@$(RUN) pytest
+	@$(TEST)
 
 test-fast: setup
-	@$(RUN) pytest -m 'not slow'
+	@$(TEST) -m 'not slow'
 
 check: setup
 	@$(RUN) ruff check

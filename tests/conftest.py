@@ -3,9 +3,16 @@
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+# On tiny models and short prompts threads mostly wait for each other; kernels and commands that
+# tests start inherit it. Before numpy and torch, which read it when they are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -27,10 +34,15 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """On tiny models and short prompts threads mostly wait for each other."""
-    torch.set_num_threads(1)
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Shapes unchecked, which takes more than half of a tiny model's time.
+
+    For the many plain passes that a result is compared with: what is under test stays checked.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
 
 
 @pytest.fixture(autouse=True)

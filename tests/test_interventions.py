@@ -607,7 +607,7 @@ def test_positions_that_a_pass_does_not_have(positions, sentence):
 
 @pytest.mark.parametrize(
     "positions",
-    ["last", 1.5, [], True, torch.tensor(True), [[1, 2]], ["a"], {"pos": 3}, torch.rand(10)],
+    ["last", 1.5, [], True, torch.tensor(True), [[1, 2]], ["a"], {"pos": 3}, torch.ones(10)],
     ids=repr,
 )
 def test_what_are_no_positions(positions):

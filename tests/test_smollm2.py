@@ -48,24 +48,35 @@ def test_every_weight_is_bit_identical(smollm2: Llama, from_gguf: Any):
         assert torch.equal(tensor, theirs[name]), name
 
 
+GREEDY = {"max_new_tokens": 64, "stop_tokens": [], "return_type": "tokens", "progress": False}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_greedy_continuations_are_identical(smollm2: Llama, from_gguf: Any):
-    for prompt in PROMPTS:
-        tokens = smollm2.to_tokens(prompt)
-        expected = from_gguf.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=64,
-            min_new_tokens=64,
-            do_sample=False,
-            pad_token_id=2,
-            eos_token_id=None,
-            repetition_penalty=1.0,
-        )[0, tokens.shape[1] :]
-        (row,) = smollm2.generate(
-            tokens, max_new_tokens=64, stop_tokens=[], return_type="tokens", progress=False
-        )
-        assert row.tolist() == expected.tolist(), prompt
+    """If each token is what transformers would choose after those before it, all are."""
+    rows = smollm2.generate(PROMPTS, **GREEDY)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        tokens = torch.cat([smollm2.to_tokens(prompt)[0], row])[None]
+        with torch.no_grad():
+            chosen = from_gguf(tokens[:, :-1]).logits[0, -64:].argmax(dim=-1)
+        assert row.tolist() == chosen.tolist(), prompt
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_one_continuation_against_the_loop_of_transformers(smollm2: Llama, from_gguf: Any):
+    tokens = smollm2.to_tokens(PROMPTS[1])
+    expected = from_gguf.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=64,
+        min_new_tokens=64,
+        do_sample=False,
+        pad_token_id=2,
+        eos_token_id=None,
+        repetition_penalty=1.0,
+    )[0, tokens.shape[1] :]
+    (alone,) = smollm2.generate(tokens, **GREEDY)
+    assert alone.tolist() == expected.tolist()
 
 
 def test_anchor_values(smollm2: Llama):

@@ -226,11 +226,8 @@ def test_random_twins(model: lp.Llama, planted: dict[str, Any]) -> None:
 def stream(model: lp.Llama, questions: list[dict[str, Any]]) -> np.ndarray:
     """The residual stream at the last token of each request [request d_model], middle layer."""
     name = lp.act_name("resid_post", 2)
-    rows = [
-        model.run_with_cache(torch.tensor([prompt]), names_filter=name)[1][name][0, -1]
-        for prompt, _ in exam.sequences(model, questions)
-    ]
-    return torch.stack(rows).numpy()
+    asked = [question["chat"] for question in questions]
+    return lp.capture(model, asked, hooks=name, template="chat", progress=False)[name].numpy()
 
 
 def probed(acts: np.ndarray, labels: np.ndarray, topics: np.ndarray) -> lp.stats.Estimate:
