@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import llama_probe as lp
 from llama_probe.probing import ProbeWarning, probe
+from llama_probe.probing.data import source
 
 COLUMNS = (
     "hook layer at pos target probe kind metric value ci_low ci_high n groups cells note".split()
@@ -207,6 +208,7 @@ def test_rows_of_a_prompt_stay_together(captured: tuple[lp.Llama, Path]) -> None
     texts = [" ".join(map(str, random.integers(1000, size=4))) for _ in range(80)]
     acts = lp.capture(captured[0], texts, "blocks.0.attn.hook_z", positions="all", progress=False)
     frame = probe(acts, np.arange(80) % 2, controls=(), strength=1)
+    assert (source(acts).per_row(np.arange(80), "prompts") == acts.index["prompt"]).all()
     found = row(frame, "accuracy")
     assert found["n"] == len(acts) and found["groups"] == 80 and found["pos"] == -1
     assert found["ci_low"] < 0.5 < found["ci_high"]

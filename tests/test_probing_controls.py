@@ -171,6 +171,7 @@ def test_the_best_of_noise_is_at_chance_once_it_is_chosen_elsewhere(random) -> N
         assert naive["ci_low"] > 0.5
         assert corrected["ci_low"] < 0.5 < corrected["ci_high"]
         assert corrected["value"] < 0.58 and "on the other" in corrected["note"]
+        assert corrected["n"] == corrected["groups"] == 100
 
 
 def test_each_half_is_tested_on_the_other(random) -> None:

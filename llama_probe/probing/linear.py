@@ -31,7 +31,16 @@ class LinearProbe:
     classes: tuple[Any, ...] | None
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n out"]:
-        """The score of each activation: for a logistic probe its log-odds."""
+        """The score of each activation: for a logistic probe its log-odds.
+
+        Raises:
+            InputError: The activations have other dimensions.
+        """
+        if x.shape[1] != self.weight.shape[1]:
+            raise InputError(
+                f"the activations have {x.shape[1]} dimensions, but the probe was fitted on "
+                f"{self.weight.shape[1]}"
+            )
         return x.to(self.weight) @ self.weight.T + self.bias
 
     def save(self, folder: str | Path) -> Path:

@@ -1,9 +1,7 @@
 """A probe with all that it takes to apply it: to texts, to their tokens, to a running generation.
 
-A monitor is a measurement, not a defence. It says how much an activation resembles those that the
-probe was trained on; inputs made to deceive it can take its recall from all to nothing while the
-model does what it was to be caught at (Bailey et al. 2024, arXiv 2412.09565), and its figures on
-one distribution say little of another.
+It says how much an activation resembles those that the probe was trained on, and no more than that:
+its figures on one distribution of texts say little of another.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,8 +33,11 @@ FEWEST_NEGATIVES = 100
 class Monitor:
     """A saved probe, ready to be applied; `lp.fit_monitor` makes one.
 
-    A measurement, not a defence: see the module. It belongs to the model that it was trained on,
-    and refuses others; a model is looked at once, so do not change its weights afterwards.
+    A monitor is a measurement, not a defence: inputs made to deceive a probe take its recall from
+    all to nothing, and retraining it does not end that (Bailey et al. 2024, arXiv 2412.09565).
+
+    It belongs to the model that it was trained on, and refuses others; a model is looked at once,
+    so do not change its weights afterwards.
 
     Attributes:
         probe: With two classes; a score above 0 leans to the second.
@@ -229,7 +230,7 @@ class Monitor:
         for what, wanted, found in zip(("weights", "tokenizer"), mine, its, strict=True):
             if wanted != found:
                 raise InputError(
-                    f"this monitor was trained on {self.record['model']!r}, and this model "
+                    f"this monitor was trained on {self.record.get('model')!r}, and this model "
                     f"({model.cfg.model_name!r}) differs in its {what}: SHA-256 {found[:12]}, not "
                     f"{wanted[:12]}; train one for this model"
                 )
@@ -284,7 +285,7 @@ class Monitor:
             prepend_bos=self.prepend_bos,
             response=response,
         )
-        return described(model, frame, encoded)["text"].tolist(), encoded
+        return described(model, frame[["text"]], encoded)["text"].tolist(), encoded
 
     def _one(self, model: Llama, prompt: Any) -> Encoded:
         encoded = self._encoded(model, prompt)[1]
@@ -304,7 +305,7 @@ _TYPES: dict[str, Any] = {
     "template": str | None,
     "system": str | None,
     "prepend_bos": bool | None,
-    "threshold": float | None,
+    "threshold": int | float | None,
     "model_hash": str,
     "tokenizer_hash": str,
     "record": dict,
