@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from llama_probe.widgets import AttentionExplorer as AttentionExplorer
     from llama_probe.widgets import LogitLensExplorer as LogitLensExplorer
     from llama_probe.widgets import PatchingExplorer as PatchingExplorer
+    from llama_probe.widgets import ProbeDashboard as ProbeDashboard
     from llama_probe.widgets import RopeExplorer as RopeExplorer
     from llama_probe.widgets import RoutingExplorer as RoutingExplorer
     from llama_probe.widgets import Selection as Selection
@@ -118,6 +119,7 @@ _HOME = {
     "Monitor": "llama_probe.probing",
     "OutputError": "llama_probe.errors",
     "PatchingExplorer": "llama_probe.widgets",
+    "ProbeDashboard": "llama_probe.widgets",
     "ProbeWarning": "llama_probe.probing",
     "RayEngine": "llama_probe.runner.ray_engine",
     "Report": "llama_probe.page",
@@ -200,6 +202,7 @@ __all__ = [
     "Monitor",
     "OutputError",
     "PatchingExplorer",
+    "ProbeDashboard",
     "ProbeWarning",
     "RayEngine",
     "Report",

@@ -196,3 +196,34 @@ def test_an_expert_is_taken_out_with_a_click(opened):
     notebook.page.get_by_text("nats a token, edited").wait_for()
     notebook.click("routing-load", 6, 1)
     notebook.wait_caption("routing-effect", "expert 6 of layer 1")
+
+
+def test_a_probe_is_looked_into_with_clicks(opened):
+    notebook = opened(
+        "probes.ipynb",
+        PAIR,
+        "import pandas as pd\n"
+        "from llama_probe.widgets import ProbeDashboard\n"
+        "exam = pd.DataFrame(lp.prompts.planted()['exam']['verdicts'][:120])\n"
+        "acts = lp.capture(model, exam, positions=[-3, -1], text='prompt', progress=False)\n"
+        "dashboard = ProbeDashboard(acts, 'label', groups='text', strength=100.0); dashboard",
+        "assert dashboard.wait() and dashboard.frame is not None; print('it is', 'measured')",
+        height=2000,
+    )
+    notebook.run(0, 1)
+    notebook.drawn("probedashboard-scores")  # there before the curve is
+    notebook.run(2)
+    notebook.page.get_by_text("it is measured").wait_for()
+    notebook.drawn("probedashboard-grid")
+    notebook.page.get_by_text("tested on the other").first.wait_for()
+    notebook.click("probedashboard-grid", 0, 1)  # positions -3 and -1, of rank 0 and 1
+    notebook.wait_caption("probedashboard-scores", "What the probe of layer 1 says")
+    notebook.click("probedashboard-grid", 1, 3)
+    notebook.wait_caption("probedashboard-scores", "What the probe of layer 3 says")
+    worst = notebook.view("probedashboard-wrong").locator(".js-plotly-plot")
+    notebook.click("probedashboard-wrong", worst.evaluate("g => g._fullData[0].x[0]"), 0)
+    text = worst.evaluate("g => g._fullData[1].text[0]").split(": ", 1)[1].rstrip("…")
+    strip = notebook.view("probedashboard-text").locator(".lp-strip").element_handle()
+    notebook.page.wait_for_function(
+        "([strip, text]) => strip.textContent.includes(text)", arg=[strip, text.replace(" ", "·")]
+    )

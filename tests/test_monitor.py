@@ -1,22 +1,19 @@
 """Monitors on the planted model: what they say of held-out texts, of tokens, of a generation."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import llama_probe as lp
 from llama_probe.capturing import Activations, collect
-from llama_probe.errors import CheckpointError, InputError
+from llama_probe.errors import InputError
 from llama_probe.probing import fit, training
 from llama_probe.probing.aggregate import HOW, Aggregate
 from llama_probe.probing.monitor import Monitor
@@ -76,7 +73,7 @@ def test_held_out_topics_are_caught_at_the_rate_that_was_set(
     monitor: Monitor, model: lp.Llama, requests: pd.DataFrame
 ) -> None:
     report = requests[requests["topic"] == REPORT].reset_index(drop=True)
-    scored = monitor.score(model, report)
+    scored = monitor.score(model, report.assign(n_tokens=0))  # a column with a name of ours
     assert scored["text"].tolist() == report["text"].tolist()
     assert scored["flagged"][report["bad"]].mean() >= 0.95
     assert scored["flagged"][~report["bad"]].mean() <= 0.05
@@ -220,11 +217,11 @@ def test_tokens_and_text_agree(by_token: Monitor, monitor: Monitor, model: lp.Ll
     [{}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}, {"stop_tokens": []}],
     ids=["greedy", "sampled", "no stop"],
 )
-@pytest.mark.parametrize("last_layer", [False, True])
+@pytest.mark.parametrize("hook", [HOOK, "blocks.3.hook_resid_post", "blocks.2.attn.hook_z"])
 def test_watching_changes_nothing_and_scores_as_a_full_pass(
-    by_token: Monitor, model: lp.Llama, options: dict[str, Any], last_layer: bool
+    by_token: Monitor, model: lp.Llama, options: dict[str, Any], hook: str
 ) -> None:
-    monitor = replace(by_token, hook="blocks.3.hook_resid_post") if last_layer else by_token
+    monitor = replace(by_token, hook=hook)
     with counted(model) as plain:
         new = model.generate(
             TEXTS[0], max_new_tokens=12, template="chat", return_type="tokens", **options
@@ -294,7 +291,7 @@ def test_the_threshold_itself_is_not_flagged(monitor: Monitor, model: lp.Llama) 
     score = monitor.score(model, TEXTS[0])["score"].item()
     for threshold, flagged in ((score, False), (score - 1e-3, True)):
         at = replace(monitor, threshold=threshold)
-        assert at.score(model, TEXTS[0])["flagged"].item() is flagged
+        assert at.score(model, TEXTS[0])["flagged"].item() == flagged
 
 
 @pytest.mark.parametrize(
@@ -320,103 +317,6 @@ def test_a_monitor_without_a_threshold_flags_nothing(monitor: Monitor, model: lp
     assert next(plain.watch(model, TEXTS[0], max_new_tokens=1)).flagged is None
 
 
-def test_another_model_or_tokenizer_is_refused(monitor: Monitor) -> None:
-    other = lp.load("tiny-moe", device="cpu", progress=False)
-    monitor.check(other)
-    changed = lp.load("tiny-moe", device="cpu", progress=False)
-    with torch.no_grad():
-        changed.blocks[3].mlp.router.weight[0, 0] += 1e-3
-    with pytest.raises(InputError, match=r"trained on 'tiny-moe'.*differs in its weights"):
-        monitor.score(changed, TEXTS)
-    retold = lp.load("tiny-moe", device="cpu", progress=False)
-    assert retold.tokenizer is not None
-    retold.tokenizer.add_bos = False
-    with pytest.raises(InputError, match="differs in its tokenizer"):
-        monitor.watch(retold, TEXTS[0])
-
-
-def test_what_is_saved_is_what_is_loaded(
-    monitor: Monitor, by_token: Monitor, model: lp.Llama, tmp_path: Path
-) -> None:
-    for one in (by_token, monitor):  # the second takes the place of the first
-        one.save(tmp_path / "monitor")
-        back = Monitor.load(tmp_path / "monitor")
-        assert repr(back) == repr(one) and back.record == one.record
-        pd.testing.assert_frame_equal(back.score(model, TEXTS), one.score(model, TEXTS))
-    files = sorted(path.suffix for path in (tmp_path / "monitor").glob("[!.]*"))
-    assert files == [".json", ".safetensors"]
-
-
-def _edit(folder: Path, **changes: Any) -> None:
-    path = folder / "record.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def _other_tensors(folder: Path) -> None:
-    path = next(folder.glob("*.safetensors"))
-    save_file({"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}, path)
-
-
-def _elsewhere(folder: Path) -> None:
-    path = next(folder.glob("*.safetensors"))
-    path.rename(folder.parent / path.name)
-    _edit(folder, tensors=f"../{path.name}")
-
-
-def _cut(folder: Path) -> None:
-    path = next(folder.glob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-DAMAGE = {
-    "no record.json": lambda folder: (folder / "record.json").unlink(),
-    "is damaged": lambda folder: (folder / "record.json").write_text("{"),
-    "is not the record": lambda folder: (folder / "record.json").write_text("[1]"),
-    "has format 9": lambda folder: _edit(folder, format=9),
-    "holds a Direction, not a Monitor": lambda folder: _edit(folder, kind="Direction"),
-    "tensors that record.json names": _elsewhere,
-    "SHA-256 is not": _cut,
-    "its SHA-256": _other_tensors,
-    "its threshold": lambda folder: _edit(folder, threshold="high"),
-    "its aggregate": lambda folder: _edit(folder, aggregate={"how": "median"}),
-    "two classes": lambda folder: _edit(folder, classes=None),
-    "no weights and classes": lambda folder: _edit(folder, classes=["a", "b", "c"]),
-}
-
-
-@pytest.mark.parametrize("says", DAMAGE)
-def test_a_damaged_folder_gets_a_sentence(monitor: Monitor, tmp_path: Path, says: str) -> None:
-    folder = monitor.save(tmp_path / "monitor")
-    DAMAGE[says](folder)
-    with pytest.raises(CheckpointError, match=says):
-        Monitor.load(folder)
-
-
-def test_a_foreign_folder_is_left_alone(monitor: Monitor, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="no folder of ours to overwrite"):
-        monitor.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_a_save_that_is_cut_short_leaves_the_last_one(
-    monitor: Monitor, by_token: Monitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = monitor.save(tmp_path / "monitor")
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    other = replace(by_token, probe=replace(monitor.probe, bias=monitor.probe.bias + 1))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("llama_probe.probing.saved.write_text", killed)
-        other.save(folder)
-    assert repr(Monitor.load(folder)) == repr(monitor)
-    other.save(folder)
-    assert repr(Monitor.load(folder)) == repr(other)
-    assert len(list(folder.glob("*.safetensors"))) == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -434,6 +334,12 @@ def test_what_cannot_be_used(acts: Activations, changes: dict[str, Any], says: s
     arguments = {"labels": "bad", "hook": HOOK, "probe": "mass_mean", **changes}
     with pytest.raises(InputError, match=says):
         fit_monitor(acts, **arguments)
+
+
+def test_activations_of_another_size_are_no_score(monitor: Monitor, model: lp.Llama) -> None:
+    wrong = replace(monitor, hook="blocks.1.mlp.hook_router_logits")
+    with pytest.raises(InputError, match="have 8 dimensions, but the probe was fitted on 128"):
+        wrong.score(model, TEXTS)
 
 
 def test_activations_that_overflow_are_no_score(monitor: Monitor, model: lp.Llama) -> None:

@@ -48,6 +48,18 @@ def test_signs_and_columns() -> None:
     assert set(frame["note"]) - {""} == {"100 of 100 groups are trained on too, and held out"}
 
 
+def test_what_is_learnt_on_one_set_need_not_be_there_on_the_other() -> None:
+    """A shortcut that only one set has is what its probe takes, not that of the other."""
+    random = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    both = random.normal(size=(400, 2)) + y[:, None] * [2, 8]
+    one = random.normal(size=(400, 2)) * [1, 8] + y[:, None] * [2, 0]
+    frame = transfer({"both": (both, y), "one": (one, y)}, probe="mass_mean")
+    assert set(frame["note"][frame["train"] != frame["test"]]) == {""}  # no sample is in both
+    found = auroc(frame)
+    assert found["both", "one"] < 0.7 and found["one", "both"] > 0.95
+
+
 def leaky(seed: int) -> tuple[Any, Any, Any]:
     """Nothing but the group tells the label: a probe that saw the group knows it."""
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What a model or a tokenizer is, as a short hash: results record it, stores and probes check it."""
+"""What a model or a tokenizer is, as a short hash, which results record and stores check."""
 
 import hashlib
 import json

@@ -8,9 +8,13 @@ from llama_probe.plots.attention import attention
 from llama_probe.plots.experts import before_after, routing_by_label, routing_scores
 from llama_probe.plots.heads import head_scores
 from llama_probe.plots.heatmap import heatmap
+from llama_probe.plots.held_out import probe_errors, probe_scores
 from llama_probe.plots.lens import direct_logit_attribution, logit_lens, token_ranks
+from llama_probe.plots.monitoring import monitor
 from llama_probe.plots.patching import agreement, effects, patch
 from llama_probe.plots.pca import activation_pca
+from llama_probe.plots.probing import probe
+from llama_probe.plots.probing_maps import probe_grid, transfer
 from llama_probe.plots.rope import (
     rope_angles,
     rope_contributions,
@@ -37,7 +41,12 @@ __all__ = [
     "head_scores",
     "heatmap",
     "logit_lens",
+    "monitor",
     "patch",
+    "probe",
+    "probe_errors",
+    "probe_grid",
+    "probe_scores",
     "rope_angles",
     "rope_contributions",
     "rope_distance",
@@ -50,4 +59,5 @@ __all__ = [
     "specialisation",
     "token_ranks",
     "top_tokens",
+    "transfer",
 ]

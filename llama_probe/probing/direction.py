@@ -136,12 +136,13 @@ def direction_similarity(
 ) -> pd.DataFrame:
     """How much directions, and the weights of probes, point the same way.
 
-    In a residual stream a few dimensions vary far more than the rest, so that two directions may be
-    parallel for that reason alone, and a probe's weight is orthogonal to the difference of means
-    that it detects where it has to avoid what else varies along it. Activations give the cosine
-    that does not depend on the coordinates: with S their covariance, in coordinates in which it is
-    the identity a direction v becomes S^(-1/2) v, and a probe's weight w, which reads, becomes
-    S^(1/2) w. There a difference of means v and the linear discriminant S^-1 v are one.
+    Cosines depend on the coordinates. In a residual stream a few dimensions vary far more than the
+    rest, and two directions may be parallel for that reason alone; and the weight of a probe may be
+    far from the difference of means that it detects, as it avoids what else varies along that.
+    Activations give a cosine that does not depend on them: with S their covariance, in coordinates
+    in which it is the identity, a direction v becomes S^(-1/2) v, and a probe's weight w, which
+    reads, becomes S^(1/2) w. There a difference of means v and the linear discriminant S^-1 v are
+    one.
 
     Args:
         directions: By name; probes with one row of weights.

@@ -285,7 +285,7 @@ class Monitor:
             prepend_bos=self.prepend_bos,
             response=response,
         )
-        return described(model, frame[["text"]], encoded)["text"].tolist(), encoded
+        return described(model, frame.filter(["text"]), encoded)["text"].tolist(), encoded
 
     def _one(self, model: Llama, prompt: Any) -> Encoded:
         encoded = self._encoded(model, prompt)[1]

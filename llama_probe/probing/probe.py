@@ -8,7 +8,8 @@
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +26,7 @@ from llama_probe.probing.planning import Wanted, plans
 from llama_probe.probing.table import Place, Result, best_cells, frame, row
 from llama_probe.probing.templates import ProbeWarning, share_templates
 
+Progress = Callable[[int, int], None]
 CONTROLS = ("shuffled labels", "random direction", "control task", "n-grams", "length", "best cell")
 
 
@@ -43,7 +45,7 @@ def probe(
     repeats: int = 5,
     texts: Sequence[str] | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool | None | Progress = None,
 ) -> pd.DataFrame:
     """How well linear probes read labels from activations, on held-out groups and with controls.
 
@@ -96,7 +98,8 @@ def probe(
         repeats: How many times labels are shuffled, and drawn for the control task.
         texts: The texts of the prompts, where `acts` does not know them.
         seed: Of folds, shuffles, directions and resamples.
-        progress: Whether to show a bar; None: on a terminal.
+        progress: Whether to show a bar; None: on a terminal. Or a function of how many cells are
+            done and of how many: what it raises ends the call.
 
     Returns:
         One row for each metric: `hook`, `layer` (-1 outside of blocks), `at` and `pos` (as in
@@ -198,7 +201,7 @@ def _warn_of_templates(source: Source, groups: Any) -> None:
 
 
 def _results(
-    source: Source, planned: Sequence[Plan], asked: Asked, progress: bool | None
+    source: Source, planned: Sequence[Plan], asked: Asked, progress: bool | None | Progress
 ) -> list[Result]:
     """Every cell, in order; computed in threads."""
     from joblib import Parallel, cpu_count, delayed
@@ -211,5 +214,12 @@ def _results(
     threads = min(len(todo), cpu_count())
     workers = Parallel(n_jobs=threads, backend="threading", return_as="generator")
     results: Any = workers(delayed(result)(*one) for one in todo)
-    hidden = None if progress is None else not progress
-    return list(tqdm(results, total=len(todo), desc="probes", unit="cell", disable=hidden))
+    tell = progress if callable(progress) else None
+    hidden = None if progress is None else tell is not None or not progress
+    done: list[Result] = []
+    with closing(results):
+        for one in tqdm(results, total=len(todo), desc="probes", unit="cell", disable=hidden):
+            done.append(one)
+            if tell is not None:
+                tell(len(done), len(todo))
+    return done

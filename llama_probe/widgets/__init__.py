@@ -3,6 +3,7 @@
 from llama_probe.widgets.attention import AttentionExplorer
 from llama_probe.widgets.lens import LogitLensExplorer
 from llama_probe.widgets.patching import PatchingExplorer
+from llama_probe.widgets.probing import ProbeDashboard
 from llama_probe.widgets.rope import RopeExplorer
 from llama_probe.widgets.routing import RoutingExplorer
 from llama_probe.widgets.scatter import ActivationScatter
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionExplorer",
     "LogitLensExplorer",
     "PatchingExplorer",
+    "ProbeDashboard",
     "RopeExplorer",
     "RoutingExplorer",
     "Selection",
