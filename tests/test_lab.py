@@ -203,10 +203,9 @@ def test_a_probe_is_looked_into_with_clicks(opened):
         "probes.ipynb",
         PAIR,
         "import pandas as pd\n"
-        "from llama_probe.widgets import ProbeDashboard\n"
         "exam = pd.DataFrame(lp.prompts.planted()['exam']['verdicts'][:120])\n"
         "acts = lp.capture(model, exam, positions=[-3, -1], text='prompt', progress=False)\n"
-        "dashboard = ProbeDashboard(acts, 'label', groups='text', strength=100.0); dashboard",
+        "dashboard = lp.ProbeDashboard(acts, 'label', groups='text', strength=100.0); dashboard",
         "assert dashboard.wait() and dashboard.frame is not None; print('it is', 'measured')",
         height=2000,
     )

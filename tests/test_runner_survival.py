@@ -130,7 +130,7 @@ def record_of(folder: Path | str) -> dict[str, Any]:
 
 def subprocess_at_work(tmp_path: Path) -> subprocess.Popen[str]:
     """The command line as a user starts it, when its first table is written."""
-    arguments = ["run", str(written(tmp_path)), "-P", "steps=5", "-P", "pause=0.3"]
+    arguments = ["run", str(written(tmp_path)), "-P", "steps=3", "-P", "pause=2.0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_probe.cli", *arguments, "--out", str(tmp_path / "runs")],
         stderr=subprocess.PIPE,
@@ -151,7 +151,7 @@ def test_ctrl_c_is_recorded_and_the_same_command_goes_on(tmp_path):
     assert runs(tmp_path / "runs").status.tolist() == ["interrupted"]
     first = next(tmp_path.glob("runs/*/tables/draws 0.parquet"))
     before = first.stat().st_mtime_ns
-    run(tmp_path / "draws.py", out=tmp_path / "runs", steps=5, pause=0.3, progress=False)
+    run(tmp_path / "draws.py", out=tmp_path / "runs", steps=3, pause=2.0, progress=False)
     assert first.stat().st_mtime_ns == before
     assert runs(tmp_path / "runs").status.tolist() == ["complete"]
 
@@ -160,7 +160,7 @@ def test_ctrl_c_is_recorded_and_the_same_command_goes_on(tmp_path):
 def test_two_processes_into_one_folder(tmp_path):
     process = subprocess_at_work(tmp_path)
     [cell] = run(
-        tmp_path / "draws.py", out=tmp_path / "runs", steps=5, pause=0.3, progress=False
+        tmp_path / "draws.py", out=tmp_path / "runs", steps=3, pause=2.0, progress=False
     ).itertuples()
     assert cell.status == "refused"
     assert cell.error.startswith(f"another process is writing to {tmp_path / 'runs'}")

@@ -77,7 +77,7 @@ def transfer(
     >>> frame = pd.DataFrame({"train": ["a", "a"], "test": ["a", "b"], "value": [0.9, 0.1]})
     >>> frame = frame.assign(hook="x", layer=3, at="-1", metric="auroc", ci_low=0, ci_high=1, n=9)
     >>> transfer(frame).data[0].text
-    (('0.90', '0.10'),)
+    (['0.90', '0.10'],)
     """
     names = ("train", "test", "hook", "layer", "at", "metric", "value", "ci_low", "ci_high", "n")
     check(frame, *names)
