@@ -51,7 +51,7 @@ class Asked(NamedTuple):
 
     probes: tuple[str, ...]
     controls: tuple[str, ...]
-    strength: float | None
+    strength: int | float | None
     seed: int
 
     @property

@@ -96,7 +96,7 @@ def strengths_on(
     x: Float[np.ndarray, "n d"],
     samples: Samples,
     parts: Sequence[Part],
-    fixed: float | None = None,
+    fixed: int | float | None = None,
 ) -> list[float]:
     """The strength for each fold: a fixed one, or the one chosen in its training part."""
     if fixed is not None:

@@ -39,7 +39,7 @@ def trials(
     x: Float[np.ndarray, "n d"],
     samples: Samples,
     halves: Sequence[Part],
-    strength: float | None,
+    strength: int | float | None,
 ) -> list[Trial]:
     """A cell on each half; the strength is chosen there too, unless it is given."""
     strengths = strengths_on(kind, x, samples, halves, strength)

@@ -74,6 +74,8 @@ def transfer(
     >>> (frame.value > 0.5).tolist()
     [True, False, False, True]
     """
+    import sklearn.linear_model  # noqa: F401 - only libraries that are loaded can be limited
+
     check_kind(probe)
     given = data_sets(sets, hooks)
     chooses = strength is None and len(STRENGTHS[probe]) > 1
