@@ -47,7 +47,7 @@ class Lab:
     def open(self, name: str, *, dark: bool = False, height: int = 1400) -> "Notebook":
         """Open a notebook in a page of its own, with its kernel ready."""
         page = self.browser.new_page(viewport={"width": 1400, "height": height})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.on("websocket", lambda socket: socket.on("framereceived", self._count))

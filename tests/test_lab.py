@@ -25,12 +25,15 @@ explorers = [lp.AttentionExplorer(model, CLEAN), lp.RopeExplorer(model, CLEAN),
              lp.PatchingExplorer(model, CLEAN, CORRUPTED, **task)]
 for explorer in explorers:
     display(explorer)
+print(sum(view is not None for e in explorers for view in e._drawn.values()), "views")
 """
 # Every figure of the page has data, and every strip has tokens.
 ALL_DRAWN = """() => {
   const plots = [...document.querySelectorAll('.jp-Notebook .js-plotly-plot')];
   return plots.length > 0 && plots.every(g => g._fullData?.length > 0);
 }"""
+# That, and so many views: an explorer's are drawn one after another.
+ALL_THERE = f"n => document.querySelectorAll('.lp-view').length === n && ({ALL_DRAWN})()"
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,8 @@ def test_four_explorers_are_light_and_running_again_adds_none(lab, opened):
     lab.received = 0
     notebook = opened("four.ipynb", PAIR, FOUR)
     notebook.run_all()
-    notebook.drawn("attention-grid")
-    notebook.page.wait_for_function(ALL_DRAWN)
-    shown = notebook.page.locator(".lp-view").count()
+    shown = int(notebook.page.locator("pre", has_text="views").inner_text().split()[0])
+    notebook.page.wait_for_function(ALL_THERE, arg=shown)
     assert lab.received < 4_000_000
     notebook.save()
     size = (lab.folder / "four.ipynb").stat().st_size
@@ -128,10 +130,7 @@ def test_four_explorers_are_light_and_running_again_adds_none(lab, opened):
     assert 1_500_000 < size < 4_000_000  # the state of the widgets is in it
     lab.received = 0
     notebook.run(1)
-    notebook.page.wait_for_function(ALL_DRAWN)
-    notebook.page.wait_for_function(
-        "n => document.querySelectorAll('.lp-view').length === n", arg=shown
-    )
+    notebook.page.wait_for_function(ALL_THERE, arg=shown)
     assert lab.received < 1_000_000  # no script is sent again
     notebook.save()
     again = lab.folder / "four.ipynb"

@@ -128,21 +128,24 @@ def record_of(folder: Path | str) -> dict[str, Any]:
     return json.loads((Path(folder) / "record.json").read_text())
 
 
-def subprocess_at_work(tmp_path: Path) -> subprocess.Popen[str]:
-    """The command line as a user starts it, when its first table is written."""
-    arguments = ["run", str(written(tmp_path)), "-P", "steps=3", "-P", "pause=2.0"]
+def subprocess_at_work(tmp_path: Path, steps: int) -> subprocess.Popen[str]:
+    """The command line as a user starts it, when its second table is written.
+
+    The first brings imports, in the middle of which Python may lose an interruption.
+    """
+    arguments = ["run", str(written(tmp_path)), "-P", f"steps={steps}", "-P", "pause=1.0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_probe.cli", *arguments, "--out", str(tmp_path / "runs")],
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: bool(list(tmp_path.glob("runs/*/tables/draws 0.parquet"))))
+    wait_for(lambda: bool(list(tmp_path.glob("runs/*/tables/draws 1.parquet"))))
     return process
 
 
 @pytest.mark.slow
 def test_ctrl_c_is_recorded_and_the_same_command_goes_on(tmp_path):
-    process = subprocess_at_work(tmp_path)
+    process = subprocess_at_work(tmp_path, steps=4)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate()
     assert process.returncode == 130
@@ -151,16 +154,16 @@ def test_ctrl_c_is_recorded_and_the_same_command_goes_on(tmp_path):
     assert runs(tmp_path / "runs").status.tolist() == ["interrupted"]
     first = next(tmp_path.glob("runs/*/tables/draws 0.parquet"))
     before = first.stat().st_mtime_ns
-    run(tmp_path / "draws.py", out=tmp_path / "runs", steps=3, pause=2.0, progress=False)
+    run(tmp_path / "draws.py", out=tmp_path / "runs", steps=4, pause=1.0, progress=False)
     assert first.stat().st_mtime_ns == before
     assert runs(tmp_path / "runs").status.tolist() == ["complete"]
 
 
 @pytest.mark.slow
 def test_two_processes_into_one_folder(tmp_path):
-    process = subprocess_at_work(tmp_path)
+    process = subprocess_at_work(tmp_path, steps=30)
     [cell] = run(
-        tmp_path / "draws.py", out=tmp_path / "runs", steps=3, pause=2.0, progress=False
+        tmp_path / "draws.py", out=tmp_path / "runs", steps=30, pause=1.0, progress=False
     ).itertuples()
     assert cell.status == "refused"
     assert cell.error.startswith(f"another process is writing to {tmp_path / 'runs'}")

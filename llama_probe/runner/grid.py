@@ -146,8 +146,9 @@ def run_cells(
                 del waiting[outcome.run]
                 if outcome.message and progress:
                     bar.write(f"{outcome.run}: {outcome.status}: {outcome.message}", sys.stderr)
-                bar.set_description(next(iter(waiting.values()), found.name), refresh=False)
                 bar.update()
+                # Drawn each time, however quick the runs are: the bar tells which one is under way.
+                bar.set_description(next(iter(waiting.values()), found.name))
     finally:
         loaded.cache_clear()
     return outcomes
