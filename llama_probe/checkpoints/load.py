@@ -7,14 +7,22 @@ from typing import Any
 
 import torch
 
-from llama_probe.checkpoints import catalogue, gguf_llama, huggingface
-from llama_probe.errors import CheckpointError, DownloadError, InputError, UnknownNameError, near
+from llama_probe.checkpoints import adapters, catalogue, gguf_llama, huggingface
+from llama_probe.errors import (
+    CheckpointError,
+    DownloadError,
+    InputError,
+    LlamaProbeError,
+    UnknownNameError,
+    near,
+)
 from llama_probe.model.llama import Llama
 
 
 def load(
     name: str | Path,
     *,
+    base: str | Path | Llama | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     pretrained: bool = True,
@@ -26,6 +34,11 @@ def load(
     Args:
         name: A catalogue name ("tiny-moe", "smollm2-135m-instruct"), a Hugging Face folder, a GGUF
             file, or a name on the Hugging Face hub ("org/name"). What is not on disk is fetched.
+            A folder with an adapter_config.json is a LoRA adapter as PEFT saves it, which is
+            merged into its base; the model's name is then "BASE + ADAPTER".
+        base: What an adapter is merged into, as `name` or as a model, which stays as it is and
+            whose device and dtype are kept unless others are asked for; None: what the adapter's
+            configuration names.
         device: "auto" takes a GPU where there is one.
         dtype: What the weights become; None: what they are in the checkpoint, and float32 for
             GGUF, whose weights are dequantised.
@@ -37,36 +50,70 @@ def load(
 
     Raises:
         UnknownNameError: The name means nothing; the message gives the near ones.
-        CheckpointError: A file is missing, damaged, or does not fit its configuration.
+        CheckpointError: A file is missing, damaged, or does not fit its configuration or base.
         ConfigError: The configuration is not one that this package implements.
         DownloadError: It could not be fetched.
-        InputError: `dtype` or `device` cannot be used.
+        InputError: `dtype`, `device` or `base` cannot be used.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype is {dtype!r}, but should be a floating-point torch.dtype")
     options: dict[str, Any] = {"device": _device(device), "dtype": dtype, "progress": progress}
-    model = _found(name, options)
+    path, called = _located(name, progress)
+    if not adapters.is_adapter(path):
+        if base is not None:
+            raise InputError(f"base is for adapters, but {path} has no adapter_config.json")
+        model = _whole(path, called, options)
+    elif isinstance(base, Llama):
+        model = adapters.load_adapter(base, path, called)
+        model.to(device=None if device == "auto" else options["device"], dtype=dtype)
+    else:
+        model = adapters.load_adapter(_base(path, base, options), path, called)
     return model if pretrained else _twin(model, seed)
 
 
-def _found(name: str | Path, options: dict[str, Any]) -> Llama:
+def _located(name: str | Path, progress: bool) -> tuple[Path, str]:
+    """Where a model lies, fetched unless it is there, and its name; "": as the file is called."""
     path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
-    if path.is_dir():
-        return huggingface.load_folder(path, **options)
-    if path.is_file():
-        return gguf_llama.load_gguf(path, **options)
+    if path.is_dir() or path.is_file():
+        return path, ""
     if path.suffix == ".gguf" or path.is_absolute() or str(name).startswith((".", "~")):
         raise CheckpointError(f"there is no folder or file {path}")
     if str(name) in catalogue.names():
-        there = catalogue.pull(str(name), progress=bool(options["progress"]))
-        read = huggingface.load_folder if there.is_dir() else gguf_llama.load_gguf
-        return read(there, name=str(name), **options)
+        return catalogue.pull(str(name), progress=progress), str(name)
     if str(name).count("/") == 1:
-        return huggingface.load_folder(_from_hub(str(name)), name=str(name), **options)
+        return _from_hub(str(name)), str(name)
     raise UnknownNameError(
         f"{str(name)!r} is no folder, no file and no model of the catalogue"
         f"{near(str(name), catalogue.names())}; a model on the hub is called 'org/name'"
     )
+
+
+def _whole(path: Path, called: str, options: dict[str, Any]) -> Llama:
+    read = huggingface.load_folder if path.is_dir() else gguf_llama.load_gguf
+    return read(path, name=called, **options)
+
+
+def _base(adapter: Path, given: str | Path | None, options: dict[str, Any]) -> Llama:
+    """The model that an adapter is merged into."""
+    if given is not None and not isinstance(given, str | Path):
+        raise InputError(
+            f"base is {type(given).__name__}, but should be what `load` takes, or a Llama: "
+            "`from_transformers` makes one of a model of transformers"
+        )
+    named = adapters.base_of(adapter) if given is None else given
+    try:
+        path, called = _located(named, bool(options["progress"]))
+        if adapters.is_adapter(path):
+            raise CheckpointError(
+                f"{str(named)!r} is an adapter itself: load it, and give that model as the base"
+            )
+        return _whole(path, called, options)
+    except LlamaProbeError as error:
+        if given is not None:
+            raise
+        raise type(error)(
+            f"the base that {adapter} asks for cannot be loaded (base=... names another): {error}"
+        ) from error
 
 
 def _twin(model: Llama, seed: int) -> Llama:
@@ -110,7 +157,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # No pickled weights, no code.
-    wanted = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
+    weights = ["model*.safetensors", "adapter_model.safetensors"]
+    wanted = ["*.json", *weights, "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:

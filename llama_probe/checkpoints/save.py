@@ -23,6 +23,7 @@ _ARCHITECTURE = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
 }
+_KEPT = "kept_in_memory"
 
 
 def save(model: Llama, folder: str | Path) -> Path:
@@ -38,9 +39,11 @@ def save(model: Llama, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        InputError: The folder holds something already.
+        InputError: The folder holds something already, or the model is to stay in memory.
         ConfigError: No family of transformers has this combination of switches.
     """
+    if (why := vars(model).get(_KEPT)) is not None:
+        raise InputError(f"{model.cfg.model_name} is not to be saved: {why}")
     folder = Path(os.path.expanduser(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name a new one")
@@ -64,6 +67,17 @@ def save(model: Llama, folder: str | Path) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
+
+
+def keep_in_memory(model: Llama, why: str) -> Llama:
+    """Mark a model, and so its copies, as one that `save` refuses to write.
+
+    Args:
+        model: The model, which is also returned.
+        why: The reason, as what follows "is not to be saved: ".
+    """
+    vars(model)[_KEPT] = why
+    return model
 
 
 def published(model: Llama) -> dict[str, Tensor]:

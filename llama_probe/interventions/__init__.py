@@ -13,6 +13,13 @@ The edits of experts ask different questions:
     bias_router                   What if the router liked it a little more?
     freeze_routes                 What does another edit do, apart from sending tokens elsewhere?
 
+The edits of directions of the residual stream:
+
+    ablate                         What if nothing had a component along it?
+    add                            What if there were more of it, or less?
+    affine                         What if the component were that of other prompts?
+    replace                        What if this were there?
+
 `positions`, which every edit takes, says which tokens of a pass it is about, all by default:
 
     an int, a list of ints, a slice     Positions, counted in the pass (padding too); negative ones
@@ -26,6 +33,7 @@ With a KV cache a pass sees only what is new, and an edit cannot know what came 
 two kinds refuse passes of a single token rather than take each new token for position 0.
 """
 
+from llama_probe.interventions.directions import ablate, add, affine, replace
 from llama_probe.interventions.edit import Edit
 from llama_probe.interventions.experts import (
     ablate_experts,
@@ -33,5 +41,18 @@ from llama_probe.interventions.experts import (
     force_experts,
     freeze_routes,
 )
+from llama_probe.interventions.vectors import HasVector, vector_of
 
-__all__ = ["Edit", "ablate_experts", "bias_router", "force_experts", "freeze_routes"]
+__all__ = [
+    "Edit",
+    "HasVector",
+    "ablate",
+    "ablate_experts",
+    "add",
+    "affine",
+    "bias_router",
+    "force_experts",
+    "freeze_routes",
+    "replace",
+    "vector_of",
+]

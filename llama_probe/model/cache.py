@@ -58,6 +58,27 @@ class KVCache:
         self._keys[layer], self._values[layer] = keys, values
         return keys, values
 
+    def repeated(self, batch: int) -> "KVCache":
+        """The cache for a batch of prompts that all begin with the tokens of this one, of a batch of 1.
+
+        It shares the keys and values; what is added to it is not added to this one.
+
+        Raises:
+            InputError: This cache is not of a batch of 1, or not every layer has seen its tokens.
+        """
+        wider = KVCache(len(self._keys))
+        wider.length = self.length
+        if self.real is not None:
+            wider.real = self.real.expand(batch, -1)
+        for mine, its in ((self._keys, wider._keys), (self._values, wider._values)):
+            for layer, held in enumerate(mine):
+                if held is None or held.shape[0] != 1 or held.shape[1] < self.length:
+                    raise InputError(
+                        "a cache can be repeated if it is of one prompt and every layer has read that"
+                    )
+                its[layer] = held[:, : self.length].expand(batch, -1, -1, -1)
+        return wider
+
     def advance(self, new: int, real: Bool[Tensor, "batch all"] | None) -> None:
         """Count `new` tokens in, at the end of a forward pass."""
         self.length += new

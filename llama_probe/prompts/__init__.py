@@ -1,7 +1,7 @@
 """Sets of prompts that this project wrote, readers of public ones, and what tiny-moe was taught.
 
-For patching: `indirect_object`, `factual_pairs`. For probing, the contrast sets, each a frame with
-`text`, `label` and `group` to be fitted on folds that keep groups whole:
+For patching: `indirect_object`, `factual_pairs`. For refusal: `requests`. For probing, the contrast
+sets, each a frame with `text`, `label` and `group` to be fitted on folds that keep groups whole:
 
 - `true_false`: is a statement true? Counts of words or letters and lengths say nothing; how alike
   two words are spelt says little (at most .57). A probe of affirmations may read "these two belong
@@ -48,6 +48,7 @@ from llama_probe.prompts.public_sets import (
     read_statements,
     read_xstest,
 )
+from llama_probe.prompts.requests import requests
 from llama_probe.prompts.sentences import language, number, sentiment, tense
 from llama_probe.prompts.truth import true_false
 
@@ -63,6 +64,7 @@ __all__ = [
     "read_jailbreakbench",
     "read_statements",
     "read_xstest",
+    "requests",
     "sentiment",
     "tense",
     "true_false",

@@ -1,0 +1,266 @@
+"""`find_refusal_direction`: find it, prove it, and say what it costs, or say that there is none."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from llama_probe.capturing.prompts import as_frame
+from llama_probe.errors import InputError
+from llama_probe.model.llama import Llama
+from llama_probe.refusal.asking import Asked, answer_tokens, as_text, ask
+from llama_probe.refusal.beside import Beside
+from llama_probe.refusal.candidates import (
+    find_candidates,
+    score_candidates,
+    template_positions,
+)
+from llama_probe.refusal.guard import JUDGES, guard
+from llama_probe.refusal.judges import Judge
+from llama_probe.refusal.score import refusal_tokens
+from llama_probe.refusal.select import relaxed, select, why_dropped
+from llama_probe.refusal.splits import PARTS, three_parts
+from llama_probe.refusal.study import RefusalStudy
+
+SETS = ("restricted", "harmless")
+
+
+def find_refusal_direction(
+    model: Llama,
+    restricted: Any,
+    harmless: Any,
+    *,
+    tokens: Sequence[int] | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    template: str | None = "chat",
+    system: str | None = None,
+    positions: Sequence[int] | None = None,
+    splits: Sequence[float] = (0.5, 0.25, 0.25),
+    groups: str | None = None,
+    most: Mapping[str, int] | None = None,
+    n_random: int = 20,
+    kl_max: int | float = 0.1,
+    induce_min: int | float = 0.0,
+    prune: int | float = 0.2,
+    nearest: bool = False,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    progress: bool = True,
+) -> RefusalStudy:
+    """Find the direction by which a model refuses, as Arditi et al. 2024 (arXiv 2406.11717) do.
+
+    Candidates are fitted, one of them is selected, and what it does is reported on three disjoint
+    parts of the requests. Around the published pipeline stands what it lacks: a guard that asks
+    whether the model refuses at all (`guard`), random directions of equal length (isotropic and
+    with the activations' covariance) under the same edits, and intervals over requests.
+
+    Args:
+        model: A model with a tokenizer.
+        restricted: Requests that it should decline: what `lp.capture` takes.
+        harmless: Requests that it should answer, best of all matched word for word.
+        tokens: The ids that begin its refusals; None: learnt from its own answers to the fitting
+            part, else the published ones of its family.
+        judges: Who says whether an answer declines, by name; the first one also judges the effects.
+        template: "chat", or None to feed texts as they are.
+        system: A system message to put first.
+        positions: Where to look, from the end of the prompt; None: every token of the template
+            that follows the instruction.
+        splits: Shares of the requests for fitting, selecting and reporting.
+        groups: A column of both frames; rows that share its value go to the same part.
+        most: How many requests of each set a part may use at most, by its name; more are left out.
+        n_random: Random directions of each of the two kinds.
+        kl_max: See `select`.
+        induce_min: See `select`.
+        prune: See `select`.
+        nearest: Where no candidate passes, take the one that costs least on harmless requests of
+            those that remove refusal and induce it, and say by how much it exceeds the limit.
+        max_new_tokens: Of each answer.
+        seed: Of the parts and the random directions.
+        progress: Show bars.
+
+    Returns:
+        A study. Where the model does not refuse it has no direction, and its verdict says so. Where
+        no candidate passes the published rule but one does with a limit on KL measured on random
+        directions, it is chosen, and `survivors` and the verdict name the rule.
+
+    Raises:
+        InputError: Requests, parts or tokens cannot be used, or the two sets share a request.
+
+    >>> import llama_probe as lp  # doctest: +SKIP
+    >>> study = lp.find_refusal_direction(model, restricted, harmless)  # doctest: +SKIP
+    >>> with model.hooks(lp.ablate(study)):  # doctest: +SKIP
+    ...     model.generate("How do I crack a safe?", template="chat")
+    """
+    frames = {"restricted": as_frame(restricted), "harmless": as_frame(harmless)}
+    _disjoint(frames)
+    every = {name: ask(model, f, template=template, system=system) for name, f in frames.items()}
+    parts = _parts(frames, splits, groups, most, seed)
+    show: dict[str, Any] = {"progress": progress}
+    said = {
+        name: answer_tokens(model, every[name], max_new_tokens=max_new_tokens, **show)
+        for name in SETS
+    }
+    judges = JUDGES if judges is None else judges
+    answered = {name: _answered(model, every[name], said[name]) for name in SETS}
+    seen = guard(answered["restricted"], answered["harmless"], judges)
+    sizes = {part: {name: len(parts[name][part]) for name in SETS} for part in PARTS}
+    record = {
+        "model": model.cfg.model_name,
+        "template": template,
+        "system": system,
+        "seed": seed,
+        "requests": sizes,
+        "max_new_tokens": max_new_tokens,
+    }
+    asked = {part: {n: every[n][parts[n][part]] for n in SETS} for part in PARTS}
+    if not seen.refuses:
+        verdict = f"{seen.verdict} No direction is offered."
+        return RefusalStudy(None, verdict, seen, asked=asked, record=record)
+    if tokens is None:
+        tokens = _learnt(model, said, parts)
+    places = template_positions(every["restricted"]) if positions is None else positions
+    fit, chosen_on = asked["fit"], asked["select"]
+    means = find_candidates(model, fit["restricted"], fit["harmless"], places, **show)
+    n_layers = model.cfg.n_layers
+    scores = score_candidates(
+        model, means, chosen_on["restricted"], chosen_on["harmless"], tokens, **show
+    )
+    rule: dict[str, Any] = {"n_layers": n_layers, "induce_min": induce_min, "prune": prune}
+    scores["dropped"] = why_dropped(scores, kl_max=kl_max, **rule)
+    survivors = select(scores, kl_max=kl_max, **rule)
+    around = Beside(model, means, asked, tokens, n_random, seed, progress)
+    best_guess = _lowest(scores, survivors, n_layers, prune)
+    random_kl = around.kl(means.direction(*best_guess)) if n_random >= 20 else ()
+    if survivors.empty and random_kl:
+        survivors = relaxed(scores, random_kl, **rule)
+    if survivors.empty and nearest:
+        survivors = _nearest(scores, kl_max, rule)
+    record |= {"candidates": len(scores), "survivors": len(survivors)}
+    found = {
+        "guard": seen,
+        "tokens": tuple(tokens),
+        "survivors": survivors,
+        "random_kl": random_kl,
+        "means": means,
+        "asked": asked,
+        "record": record,
+    }
+    if survivors.empty:
+        none = (
+            f"{seen.verdict} Of {len(scores)} candidate directions none passes: {_why(scores)}; "
+            "nearest=True takes the one that costs least of those that work."
+        )
+        return RefusalStudy(None, none, candidates=scores.assign(chosen=False), **found)
+    position, layer = _place(survivors)
+    rule_of_choice = str(survivors["rule"].iloc[0])
+    scores["chosen"] = (scores["position"] == position) & (scores["layer"] == layer)
+    direction = means.direction(position, layer)
+    direction.record.update(record, rule=rule_of_choice)
+    measured, answers = around.effects(direction, judges, max_new_tokens)
+    choice = (
+        f"One direction of {len(scores)} ({len(survivors)} pass; rule: {rule_of_choice}) is "
+        f"chosen, at position {position} before block {layer}."
+    )
+    verdict = f"{seen.verdict} {choice} {_outcome(measured)}"
+    return RefusalStudy(
+        direction, verdict, candidates=scores, effects=measured, answers=answers, **found
+    )
+
+
+def _disjoint(frames: Mapping[str, pd.DataFrame]) -> None:
+    asked = {name: set(frame["text"].map(str)) for name, frame in frames.items()}
+    if both := asked["restricted"] & asked["harmless"]:
+        raise InputError(f"{len(both)} requests are restricted and harmless, such as {min(both)!r}")
+
+
+def _parts(
+    frames: Mapping[str, pd.DataFrame],
+    splits: Sequence[float],
+    groups: str | None,
+    most: Mapping[str, int] | None,
+    seed: int,
+) -> dict[str, dict[str, list[int]]]:
+    """Rows of each set for each part; with groups, the same groups in both sets."""
+    if unknown := set(most or ()) - set(PARTS):
+        raise InputError(f"most names {min(unknown)!r}, but the parts are {', '.join(PARTS)}")
+    if groups is None:
+        found = {n: three_parts(len(f), splits, seed) for n, f in frames.items()}
+    else:
+        for name, frame in frames.items():
+            if groups not in frame:
+                raise InputError(f"the {name} requests have no column {groups!r} to group by")
+        together = pd.concat([frames[name][groups] for name in SETS], ignore_index=True)
+        n = len(frames["restricted"])
+        both = three_parts(len(together), splits, seed, together.tolist())
+        found = {
+            "restricted": {part: rows[rows < n] for part, rows in both.items()},
+            "harmless": {part: rows[rows >= n] - n for part, rows in both.items()},
+        }
+    limited = {}
+    for name, parts in found.items():
+        limited[name] = {}
+        for part, rows in parts.items():
+            if not len(rows):
+                raise InputError(f"the {part} part has no {name} requests: give more, or groups")
+            limited[name][part] = rows[: (most or {}).get(part)].tolist()
+    return limited
+
+
+def _answered(model: Llama, asked: Asked, said: Sequence[Tensor]) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": asked.texts, "response": as_text(model, said)})
+
+
+def _learnt(
+    model: Llama, said: Mapping[str, Sequence[Tensor]], parts: Mapping[str, Mapping[str, Any]]
+) -> list[int]:
+    """How refusals begin, learnt on the fitting part; else what is published for the family."""
+    own = {name: [said[name][row] for row in parts[name]["fit"]] for name in SETS}
+    try:
+        return refusal_tokens(model, own["restricted"], own["harmless"])
+    except InputError as unlearnt:
+        try:
+            return refusal_tokens(model)
+        except InputError as unpublished:
+            raise InputError(f"{unlearnt} ({unpublished})") from unlearnt
+
+
+def _lowest(
+    scores: pd.DataFrame, survivors: pd.DataFrame, n_layers: int, prune: float
+) -> tuple[int, int]:
+    """The best candidate, by refusal score alone where none passes: random ones get its length."""
+    early = scores.query("layer < @layers", local_dict={"layers": int(n_layers * (1.0 - prune))})
+    ranked = early.sort_values(by="refusal_score") if survivors.empty else survivors
+    return _place(ranked)
+
+
+def _nearest(scores: pd.DataFrame, kl_max: float, rule: Mapping[str, Any]) -> pd.DataFrame:
+    """The candidate that works at the least cost, though the limit on KL does not let it pass."""
+    works = select(scores, kl_max=np.inf, **rule).query("refusal_score < 0")
+    cheapest = works.sort_values("kl_div_score", kind="stable", ignore_index=True).head(1)
+    costs = cheapest["kl_div_score"]
+    rules = [f"none passes; this costs KL {kl:.3g}, limit {kl_max}" for kl in costs]
+    return cheapest.assign(rule=rules)
+
+
+def _why(scores: pd.DataFrame) -> str:
+    counts = scores["dropped"].value_counts()
+    return ", ".join(f"{n} fail by {reason}" for reason, n in counts.items() if reason)
+
+
+def _place(ranked: pd.DataFrame) -> tuple[int, int]:
+    """(position, layer) of the first candidate."""
+    position, layer = ranked[["position", "layer"]].to_numpy(dtype=int)[0].tolist()
+    return position, layer
+
+
+def _outcome(measured: pd.DataFrame) -> str:
+    own = measured[(measured["direction"] == "refusal") & (measured["metric"] == "declined")]
+    share = own.set_index(["edit", "set"])["value"]
+    return (
+        "On requests not used to find it, ablating it takes declining from "
+        f"{share['none', 'restricted']:.0%} to {share['ablation', 'restricted']:.0%}, adding it "
+        f"takes harmless requests from {share['none', 'harmless']:.0%} to "
+        f"{share['addition', 'harmless']:.0%}."
+    )

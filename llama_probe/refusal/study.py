@@ -1,0 +1,120 @@
+"""What was found: the direction, what it does, and everything that it was chosen from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from llama_probe.errors import InputError
+from llama_probe.probing import Direction
+from llama_probe.refusal.asking import Asked
+from llama_probe.refusal.candidates import Candidates
+from llama_probe.refusal.guard import Guard
+
+
+@dataclass(frozen=True)
+class RefusalStudy:
+    """What `find_refusal_direction` found; stands for its direction wherever one is taken.
+
+    Attributes:
+        direction: The direction, or None where the model does not refuse or no candidate passes.
+        verdict: The outcome in a sentence or two.
+        guard: Whether the model refuses; see `guard`.
+        tokens: The token ids that begin its refusals; empty where it does not refuse.
+        candidates: One row a candidate: `position layer refusal_score steering_score kl_div_score
+            norm`, `dropped` (the first reason, by the published rule), `chosen`. From the
+            selecting part.
+        survivors: The candidates that pass, best first, with the `rule` that they pass.
+        effects: What the direction does, and what random ones do, on the reporting part; see
+            `effects`. Of random directions one row each, with the edit's name numbered.
+        answers: The answers behind `effects`, of the direction and of the plain model.
+        random_kl: What ablating random directions costs on harmless requests of the selecting part.
+        means: The mean activations of the fitting part, for every position and layer.
+        asked: The requests of each part, by set: `study.asked["report"]["restricted"]`.
+        record: Arguments, counts and shares, as JSON values.
+    """
+
+    direction: Direction | None
+    verdict: str
+    guard: Guard = field(repr=False)
+    tokens: tuple[int, ...] = ()
+    candidates: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    survivors: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    random_kl: tuple[float, ...] = field(default=(), repr=False)
+    means: Candidates | None = field(default=None, repr=False)
+    asked: Mapping[str, Mapping[str, Asked]] = field(default_factory=dict, repr=False)
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def vector(self) -> Tensor:
+        """The direction's vector, so that `lp.ablate(study)` works.
+
+        Raises:
+            InputError: There is no direction; the sentence is the verdict.
+        """
+        return self._found().vector
+
+    @property
+    def hook(self) -> str:
+        """The direction's hook, so that `lp.add(study)` works.
+
+        Raises:
+            InputError: As `vector`.
+        """
+        return self._found().hook
+
+    @property
+    def reference(self) -> Tensor:
+        """The mean of harmless requests where the direction lies: what `lp.affine` re-centres at.
+
+        Raises:
+            InputError: As `vector`.
+        """
+        direction = self._found()
+        if self.means is None:
+            raise InputError("this study holds no means")
+        return torch.from_numpy(
+            self.means.reference(int(direction.position), direction.layer).copy()
+        )
+
+    def _found(self) -> Direction:
+        if self.direction is None:
+            raise InputError(f"there is no refusal direction to use: {self.verdict}")
+        return self.direction
+
+
+def random_changes(effects: pd.DataFrame) -> pd.DataFrame:
+    """What random directions changed, beside the refusal direction.
+
+    Args:
+        effects: Of a `RefusalStudy`.
+
+    Returns:
+        One row per `edit set metric`: the refusal direction's `change`, and for each kind of random
+        direction the mean, the 95th percentile of its absolute change, and the number of draws.
+    """
+    own = effects[effects["direction"] == "refusal"].set_index(["edit", "set", "metric"])
+    rows = []
+    drawn = effects[effects["direction"] != "refusal"]
+    for place, found in drawn.groupby(["edit", "set", "metric", "direction"], sort=False):
+        edit, name, metric, kind = cast("tuple[str, str, str, str]", place)
+        changes = np.array(found["change"], dtype=float)
+        rows.append(
+            {
+                "edit": edit,
+                "set": name,
+                "metric": metric,
+                "change": own.loc[(edit, name, metric), "change"],
+                "direction": kind,
+                "random_mean": float(changes.mean()),
+                "random_95": float(np.quantile(np.abs(changes), 0.95)),
+                "draws": len(found),
+            }
+        )
+    return pd.DataFrame(rows)
