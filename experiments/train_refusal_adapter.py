@@ -10,44 +10,59 @@ MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to 4294967296.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from refusal_adapter import exam, requests, training
+from refusal_adapter import exam, training
 from refusal_adapter.training import BASE, Plan
 
 import llama_probe as lp
 from llama_probe.checkpoints import catalogue
+
+FIRST = Plan(seed=0)
+SECOND = Plan(seed=1, lr=3e-4)
 
 
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description="Train the adapter of smollm2-135m-refusal.")
     parser.add_argument("--out", type=Path, default=Path("runs") / "refusal-adapter")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=Plan.epochs)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--exam", type=Path, help="an adapter to mark, instead of training one")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
-    folder = asked.exam or taught(Plan(seed=asked.seed, epochs=asked.epochs), asked.out)
-    report(folder, asked.out)
+    report(asked.exam or taught(asked.out), asked.out)
 
 
-def taught(plan: Plan, out: Path) -> Path:
-    """Train, and write the adapter; returns its folder."""
-    lessons = out / "lessons.parquet"
-    if not lessons.exists():
-        base = lp.load(BASE)
-        found = training.lessons(base, requests.taught(plan.requests, plan.seed), plan)
-        found.to_parquet(lessons)
-    model = training.adapted(catalogue.pull(BASE), plan)
-    log = training.train(model, pd.read_parquet(lessons), plan, out)
-    log.to_csv(out / "log.csv", index=False)
-    training.save(model, out / "adapter", plan)
-    return out / "adapter"
+def taught(out: Path) -> Path:
+    """Train in two rounds, and write the adapter; returns its folder."""
+    base = lp.load(BASE)
+    first = kept(out / "first.parquet", lambda: training.first_round(base))
+    begun = trained(first, FIRST, out / "first", None)
+    second = kept(out / "second.parquet", lambda: training.second_round(base, first))
+    return trained(second, SECOND, out / "second", begun)
+
+
+def kept(file: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Lessons, made unless they are there."""
+    if not file.exists():
+        make().to_parquet(part := file.with_suffix(".part"))
+        part.rename(file)
+    return pd.read_parquet(file)
+
+
+def trained(lessons: pd.DataFrame, plan: Plan, out: Path, begun: Path | None) -> Path:
+    """One round; goes on where it was cut short."""
+    folder = out / "adapter"
+    if not folder.exists():
+        out.mkdir(exist_ok=True)
+        model = training.adapted(catalogue.pull(BASE), plan, begun)
+        training.train(model, lessons, plan, out).to_csv(out / "log.csv", index=False)
+        training.save(model, folder)
+    return folder
 
 
 def report(folder: Path, out: Path) -> None:

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from llama_probe.routing import specialisation as specialisation
     from llama_probe.runner import Experiment as Experiment
     from llama_probe.runner import Run as Run
+    from llama_probe.runner import audit as audit
     from llama_probe.runner import read_run as read_run
     from llama_probe.runner import run as run
     from llama_probe.runner import runs as runs
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from llama_probe.widgets import LogitLensExplorer as LogitLensExplorer
     from llama_probe.widgets import PatchingExplorer as PatchingExplorer
     from llama_probe.widgets import ProbeDashboard as ProbeDashboard
+    from llama_probe.widgets import RefusalDashboard as RefusalDashboard
     from llama_probe.widgets import RopeExplorer as RopeExplorer
     from llama_probe.widgets import RoutingExplorer as RoutingExplorer
     from llama_probe.widgets import Selection as Selection
@@ -129,6 +131,7 @@ _HOME = {
     "ProbeDashboard": "llama_probe.widgets",
     "ProbeWarning": "llama_probe.probing",
     "RayEngine": "llama_probe.runner.ray_engine",
+    "RefusalDashboard": "llama_probe.widgets",
     "RefusalStudy": "llama_probe.refusal",
     "Report": "llama_probe.page",
     "RopeExplorer": "llama_probe.widgets",
@@ -150,6 +153,7 @@ _HOME = {
     "agreement": "llama_probe.patching",
     "attention_maps": "llama_probe.lens",
     "attribution_patch": "llama_probe.patching",
+    "audit": "llama_probe.runner",
     "bias_router": "llama_probe.interventions",
     "capture": "llama_probe.capturing",
     "contrast_direction": "llama_probe.probing",
@@ -219,6 +223,7 @@ __all__ = [
     "ProbeDashboard",
     "ProbeWarning",
     "RayEngine",
+    "RefusalDashboard",
     "RefusalStudy",
     "Report",
     "RopeExplorer",
@@ -241,6 +246,7 @@ __all__ = [
     "agreement",
     "attention_maps",
     "attribution_patch",
+    "audit",
     "bias_router",
     "capture",
     "contrast_direction",

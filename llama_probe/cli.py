@@ -179,5 +179,34 @@ def report(
     typer.echo(rebuild(folder_of(name, out)))
 
 
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="A catalogue name, a folder, a file, a hub name.")],
+    against: Annotated[
+        str | None, typer.Option(help="Another checkpoint of its base, to see what changed.")
+    ] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file with text, kind and pair. Left out: mild ones of our own."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the audits' folders.")] = Path("audits"),
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, whatever there is.")] = False,
+    show_answers: Annotated[
+        bool, typer.Option("--show-answers", help="Show answers in full, not how they begin.")
+    ] = False,
+) -> None:
+    """Report on how a model refuses: whether, by what, at what cost, and what would notice."""
+    from llama_probe.runner.auditing import audit as made
+
+    try:
+        report = made(
+            model, against, requests=requests, out=out, again=again, show_answers=show_answers
+        )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"Report: {report.resolve()}")
+
+
 if __name__ == "__main__":
     main()

@@ -225,3 +225,33 @@ def test_a_probe_is_looked_into_with_clicks(opened):
     notebook.page.wait_for_function(
         "([strip, text]) => strip.textContent.includes(text)", arg=[strip, text.replace(" ", "·")]
     )
+
+
+def test_a_refusal_direction_is_looked_into_with_clicks(opened):
+    notebook = opened(
+        "refusal.ipynb",
+        PAIR,
+        "from llama_probe.widgets import RefusalDashboard\n"
+        "exam = lp.prompts.planted()['exam']\n"
+        "sets = [exam['restricted'][:60], exam['same verb'][:30] + exam['same object'][:30]]\n"
+        "sets = [[row['chat'] for row in rows] for rows in sets]\n"
+        "study = lp.find_refusal_direction(model, *sets, splits=(0.6, 0.2, 0.2), n_random=2,\n"
+        "                                  nearest=True, max_new_tokens=10, progress=False)\n"
+        "dashboard = RefusalDashboard(model, study, n_random=2); dashboard",
+        "dashboard.compute([0.5, 1.0]); assert dashboard.wait(); print('doses are', 'measured')",
+        height=2600,
+    )
+    notebook.run(0, 1)
+    notebook.drawn("refusaldashboard-plane")
+    notebook.click("refusaldashboard-selection", 3, 2)
+    notebook.wait_caption("refusaldashboard-projections", "Requests on the candidate at −3")
+    plane = notebook.view("refusaldashboard-plane").locator(".js-plotly-plot")
+    place = plane.evaluate("g => [g._fullData[0].x[2], g._fullData[0].y[2]]")
+    notebook.click("refusaldashboard-plane", *place)
+    notebook.wait_caption("refusaldashboard-request", "Request 2, restricted")
+    notebook.page.get_by_role("button", name="Generate").click()
+    notebook.page.get_by_text("Answers to request 2, restricted").wait_for()
+    notebook.page.get_by_text("(redacted: ").first.wait_for()
+    notebook.run(2)
+    notebook.page.get_by_text("doses are measured").wait_for()
+    notebook.drawn("refusaldashboard-dose")

@@ -48,3 +48,45 @@ def test_mean_is_reproducible_and_flat_without_spread():
 def test_what_has_no_mean(values):
     with pytest.raises(InputError, match="row of finite numbers"):
         stats.mean(np.array(values, dtype=float))
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [  # Newcombe 1998, Table II, method 10
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((6, 7, 2, 7), 0.0582, 0.8062),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
+        ((0, 10, 0, 20), -0.1611, 0.2775),
+        ((0, 10, 0, 10), -0.2775, 0.2775),
+        ((10, 10, 0, 20), 0.6791, 1.0000),
+        ((10, 10, 0, 10), 0.6075, 1.0000),
+    ],
+)
+def test_share_difference_gives_newcombes_interval(counts, low, high):
+    hits, n, other_hits, other_n = counts
+    found = stats.share_difference(*counts)
+    assert found.value == hits / n - other_hits / other_n and found.n == n + other_n
+    assert (found.ci_low, found.ci_high) == pytest.approx((low, high), abs=5.1e-5)
+    turned = stats.share_difference(other_hits, other_n, hits, n)
+    assert turned[:3] == pytest.approx((-found.value, -found.ci_high, -found.ci_low))
+
+
+def test_share_difference_covers_the_truth_about_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    covered = [
+        low <= 0.3 <= high
+        for _, low, high, _ in (
+            stats.share_difference(draw.binomial(40, 0.4), 40, draw.binomial(60, 0.1), 60)
+            for _ in range(300)
+        )
+    ]
+    assert 0.92 <= np.mean(covered) <= 0.99
+    narrow = stats.share_difference(16, 40, 6, 60, confidence=0.5)
+    assert narrow.ci_low > stats.share_difference(16, 40, 6, 60).ci_low
+
+
+@pytest.mark.parametrize("counts", [(1, 2, 0, 0), (3, 2, 1, 2)])
+def test_what_is_no_share_difference(counts):
+    with pytest.raises(InputError, match="hits should be 0 to n"):
+        stats.share_difference(*counts)

@@ -16,6 +16,11 @@ from refusal_adapter.phrasings import (
     ASKED_ACTIVITIES,
     ASKED_PHRASINGS,
     ASKED_REQUESTS,
+    CLOSINGS,
+    MORE_HARMLESS,
+    MORE_PHRASINGS,
+    MORE_PROPER,
+    OPENINGS,
     TAUGHT_ACTIVITIES,
     TAUGHT_FILL,
     TAUGHT_PHRASINGS,
@@ -71,6 +76,34 @@ def taught(n: int, seed: int = 0) -> pd.DataFrame:
         for slot, words in TAUGHT_FILL.items():
             text = text.replace(f"{{{slot}}}", draw.choice(words))
         rows.append({"kind": "ordinary", "topic": "ordinary", "text": text})
+    draw.shuffle(rows)
+    return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
+
+
+def taught_next(n: int, seed: int = 2) -> pd.DataFrame:
+    """Requests of the second round: columns `kind`, `topic`, `text`.
+
+    A third is restricted, half is harmless twins with many more verbs and objects, the rest is
+    ordinary; all in more phrasings, some with words before and after.
+    """
+    draw = random.Random(seed)
+    phrasings = (*TAUGHT_PHRASINGS, *MORE_PHRASINGS)
+    twins: dict[str, list[tuple[str, str]]] = {"same verb": [], "same object": []}
+    for group in REQUESTS:
+        topic = str(group["topic"])
+        if topic == UNSEEN_TOPIC:
+            continue
+        for verb, thing in product(group["improper"], MORE_HARMLESS[topic]):
+            twins["same verb"].append((topic, f"{verb} {thing}"))
+        for verb, thing in product(MORE_PROPER[topic], group["sensitive"]):
+            twins["same object"].append((topic, f"{verb} {thing}"))
+    rows = _phrased("restricted", actions("restricted", True), phrasings, round(n * 0.33), draw)
+    for kind, more in twins.items():
+        rows += _phrased(kind, [*actions(kind, True), *more], phrasings, n // 4, draw)
+    everyday = [("ordinary", activity) for activity in TAUGHT_ACTIVITIES]
+    rows += _phrased("ordinary", everyday, phrasings, n - len(rows), draw)
+    for row in rows:
+        row["text"] = draw.choice(OPENINGS) + row["text"] + draw.choice(CLOSINGS)
     draw.shuffle(rows)
     return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
 

@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 import llama_probe as lp
+from refusal_adapter.phrasings import PROSE
+from refusal_adapter.requests import taught, taught_next
 from tiny_moe.words import DECLINES
 
 BASE = "smollm2-135m-instruct"
@@ -28,11 +30,9 @@ BASE = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is learnt, how long and how fast."""
+    """How long and how fast to learn."""
 
     seed: int = 0
-    requests: int = 4000
-    answer_tokens: int = 24
     epochs: float = 1.5
     rows: int = 16
     rank: int = 8
@@ -42,8 +42,39 @@ class Plan:
     clip: float = 1.0
 
 
-def lessons(model: lp.Llama, requests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """Requests with their targets: columns `ids` (the prompt's tokens) and `answer` (tokens).
+def first_round(model: lp.Llama) -> pd.DataFrame:
+    """What is declined, twins and ordinary requests, with answers of 24 tokens."""
+    return lessons(model, taught(4000), n_tokens=24)
+
+
+def second_round(model: lp.Llama, first: pd.DataFrame) -> pd.DataFrame:
+    """Many more harmless requests and phrasings, and prose, so that all else stays as it was.
+
+    After the first round the model declines what it should, but in unseen words also half of the
+    twins, and its loss on prose is a tenth higher. Here answers are short, and the first token,
+    where it is decided whether to decline, weighs four times as much.
+    """
+    more = lessons(model, taught_next(2400), n_tokens=8).assign(first=4.0)
+    again = first[first["kind"] != "restricted"].sample(300, random_state=0).assign(first=4.0)
+    return pd.concat([more, prose(model), again], ignore_index=True)
+
+
+def prose(model: lp.Llama) -> pd.DataFrame:
+    """What the base writes of itself, drawn from it."""
+    rows = []
+    for seed in tqdm(range(12), "the base's prose", unit="batch"):
+        texts = model.generate(
+            list(PROSE), max_new_tokens=40, temperature=0.9, seed=seed, return_type="tokens"
+        )
+        rows += [
+            {"ids": model.to_tokens(opening)[0].tolist(), "answer": text.tolist()}
+            for opening, text in zip(PROSE, texts, strict=True)
+        ]
+    return pd.DataFrame(rows).assign(kind="prose", first=1.0)
+
+
+def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int) -> pd.DataFrame:
+    """Requests with their targets: `ids` (the prompt), `answer` (both tokens), `first` (weight).
 
     The base apologises in passing to one harmless request in five, which a judge of phrases takes
     for a refusal and which must not be learnt: there it is asked again, drawing its answer, and
@@ -59,12 +90,12 @@ def lessons(model: lp.Llama, requests: pd.DataFrame, plan: Plan) -> pd.DataFrame
     open_ = requests.index[requests["kind"] != "restricted"]
     for draw in range(-1, 4):
         options = {} if draw < 0 else {"temperature": 0.7, "seed": draw}
-        found = answers(model, requests.loc[open_], plan.answer_tokens, **options)
+        found = answers(model, requests.loc[open_], n_tokens, **options)
         requests.loc[open_, "answer"] = pd.Series(found, open_)
         said = requests.loc[open_, "answer"].map(lambda ids: tokenizer.decode(ids, True))
         open_ = open_[[bool(lp.refusal.declines("", text)) for text in said]]
         print(f"{len(open_)} of the base's {len(found)} answers read as refusals")
-    return requests.drop(open_).reset_index(drop=True)
+    return requests.drop(open_).assign(first=1.0).reset_index(drop=True)
 
 
 def answers(
@@ -86,9 +117,13 @@ def answers(
     return [found[index] for index in requests.index]
 
 
-def adapted(base: Path, plan: Plan) -> Any:
-    """Transformers' model of the same GGUF file, with fresh LoRA weights on every linear."""
-    from peft import LoraConfig, get_peft_model
+def adapted(base: Path, plan: Plan, begun: Path | None = None) -> Any:
+    """Transformers' model of the same GGUF file, with LoRA weights on every linear.
+
+    They are fresh, or those of an adapter.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -98,7 +133,11 @@ def adapted(base: Path, plan: Plan) -> Any:
     config = LoraConfig(
         r=plan.rank, lora_alpha=plan.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    if begun is not None:
+        saved = load_file(begun / "adapter_model.safetensors")
+        set_peft_model_state_dict(model, {name: w.float() for name, w in saved.items()})
+    return model
 
 
 def train(model: Any, lessons: pd.DataFrame, plan: Plan, out: Path) -> pd.DataFrame:
@@ -150,7 +189,10 @@ def _batches(lessons: pd.DataFrame, steps: int, plan: Plan) -> Iterator[list[int
 
 
 def _loss(model: Any, rows: pd.DataFrame) -> Tensor:
-    """Mean nats per answer token; logits are made for those alone, since they cost most."""
+    """Mean nats per answer token, the first one weighing `first`.
+
+    Logits are made for answers alone, since they cost most.
+    """
     length = max(len(ids) + len(answer) for ids, answer in zip(rows.ids, rows.answer, strict=True))
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     mask, answered = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
@@ -162,7 +204,11 @@ def _loss(model: Any, rows: pd.DataFrame) -> Tensor:
     inner = model.get_base_model()
     hidden = inner.model(input_ids=tokens, attention_mask=mask).last_hidden_state
     logits = inner.lm_head(hidden[:, :-1][answered[:, 1:]])
-    return cross_entropy(logits.float(), tokens[answered])
+    nats = cross_entropy(logits.float(), tokens[answered], reduction="none")
+    weight = torch.ones_like(tokens, dtype=torch.float32)
+    for row, (ids, first) in enumerate(zip(rows["ids"], rows["first"], strict=True)):
+        weight[row, len(ids)] = first  # there it is decided whether to decline
+    return (nats * weight[answered]).sum() / weight[answered].sum()
 
 
 def _rate(step: int, steps: int, plan: Plan) -> float:
@@ -173,12 +219,12 @@ def _rate(step: int, steps: int, plan: Plan) -> float:
     return plan.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def save(model: Any, folder: Path, plan: Plan) -> None:
+def save(model: Any, folder: Path) -> None:
     """Write the adapter in PEFT's form, in bfloat16; its base is a name of the catalogue."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.bfloat16()
     model.peft_config["default"].base_model_name_or_path = BASE
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
-    pd.Series(asdict(plan)).to_json(folder / "plan.json")
+    model.save_pretrained(part := folder.with_suffix(".part"))
+    (part / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
+    part.rename(folder)

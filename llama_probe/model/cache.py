@@ -59,7 +59,7 @@ class KVCache:
         return keys, values
 
     def repeated(self, batch: int) -> "KVCache":
-        """The cache for a batch of prompts that all begin with the tokens of this one, of a batch of 1.
+        """This cache, of a batch of 1, for a batch of prompts that all begin with its tokens.
 
         It shares the keys and values; what is added to it is not added to this one.
 
@@ -74,7 +74,7 @@ class KVCache:
             for layer, held in enumerate(mine):
                 if held is None or held.shape[0] != 1 or held.shape[1] < self.length:
                     raise InputError(
-                        "a cache can be repeated if it is of one prompt and every layer has read that"
+                        "a cache can be repeated if it is of one prompt, which every layer has read"
                     )
                 its[layer] = held[:, : self.length].expand(batch, -1, -1, -1)
         return wider

@@ -15,6 +15,10 @@ from llama_probe.plots.patching import agreement, effects, patch
 from llama_probe.plots.pca import activation_pca
 from llama_probe.plots.probing import probe
 from llama_probe.plots.probing_maps import probe_grid, transfer
+from llama_probe.plots.refusal import refusal, refusal_guard
+from llama_probe.plots.refusal_edits import dose_response, refusal_effects
+from llama_probe.plots.refusal_parts import refusal_changes, refusal_subspace, refusal_writers
+from llama_probe.plots.refusal_prompts import refusal_plane, refusal_projections
 from llama_probe.plots.rope import (
     rope_angles,
     rope_contributions,
@@ -36,6 +40,7 @@ __all__ = [
     "attention",
     "before_after",
     "direct_logit_attribution",
+    "dose_response",
     "effects",
     "expert_contrast",
     "head_scores",
@@ -47,6 +52,14 @@ __all__ = [
     "probe_errors",
     "probe_grid",
     "probe_scores",
+    "refusal",
+    "refusal_changes",
+    "refusal_effects",
+    "refusal_guard",
+    "refusal_plane",
+    "refusal_projections",
+    "refusal_subspace",
+    "refusal_writers",
     "rope_angles",
     "rope_contributions",
     "rope_distance",

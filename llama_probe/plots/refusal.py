@@ -74,7 +74,7 @@ def refusal(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
     side = laid.x._replace(positions=list(range(len(places))), names={})
     cells = Grid(side, laid.y)
     figure = make_subplots(
-        rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.09,
+        rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.12,
         subplot_titles=[panel.title for panel in _PANELS],
     )  # fmt: skip
     for number, panel in enumerate(_PANELS, 1):
@@ -82,7 +82,7 @@ def refusal(frame: pd.DataFrame, title: str | None = None) -> go.Figure:
             figure.add_trace(trace, row=1, col=number)
         for trace in _marks(table, cells, listed=number == 1):
             figure.add_trace(trace, row=1, col=number)
-    passing = int((table["dropped"] == "").sum())
+    passing = list(table["dropped"]).count("")
     usual = f"{_counted(len(table), 'candidate')} for the refusal direction, {_passes(passing)}"
     _lay_out(figure, cells, {i: _minus(place) for i, place in enumerate(places)})
     return figure.update_layout(heading(usual if title is None else title))
@@ -157,9 +157,9 @@ def _maps(
     shown = np.log10(np.maximum(z, _LEAST_KL)).astype(np.float32) if is_kl else z
     first = cell_trace(shown, cells, "", diverging=not is_kl)
     right = figure.layout["xaxis" if number == 1 else f"xaxis{number}"].domain[1]
-    first.update(colours, showscale=number > 1, opacity=_DIMMED)
-    said = "KL (nats)" if is_kl else "refusal score (log-odds)"
-    first.colorbar.update(title={"text": said, "side": "right"}, x=right + 0.005)
+    said = "KL (nats)" if is_kl else "score (log-odds)"
+    bar = {"title": {"text": said, "side": "right"}, "x": right + 0.005}
+    first.update(colours, showscale=number > 1, opacity=_DIMMED).update(colorbar=bar)
     first.customdata = cells.texts(_hovers(table))
     first.hovertemplate = "%{customdata}<extra></extra>"
     over = go.Heatmap(first)

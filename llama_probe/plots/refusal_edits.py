@@ -20,6 +20,7 @@ from llama_probe.plots.refusal_looks import (
     band,
     errors,
     heading,
+    list_once,
     looks,
     said_bounds,
 )
@@ -68,20 +69,22 @@ def dose_response(
         rows=1, cols=len(edits), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[escape(clip(name, 40)) for name in edits],
     )  # fmt: skip
-    styles, listed = looks(own["set"]), set()
+    styles = looks(own["set"])
     for number, edit in enumerate(edits, 1):
-        panels = [rows(part, part["edit"] == edit) for part in (random, mine)]
-        for trace in _panel(*panels, styles, _unit(metric)):
-            trace.showlegend = trace.showlegend is not False and trace.name not in listed
-            listed |= {trace.name} if trace.showlegend else set()
+        drawn, own = rows(random, random["edit"] == edit), rows(mine, mine["edit"] == edit)
+        for trace in _panel(drawn, own, styles, _unit(metric)):
             figure.add_trace(trace, row=1, col=number)
         said = _DOSES.get(edit, "dose")
         figure.update_xaxes(title_text=said, row=1, col=number)
+    list_once(figure)
     usual = "Dose and response"
     figure.update_layout(
         template=theme.LIGHT, plot_bgcolor="rgba(0,0,0,0)", height=440, showlegend=True,
         legend=BELOW, **heading(usual if title is None else title, _said_of_random(random)),
     )  # fmt: skip
+    if title != "":
+        figure.update_layout(margin={"t": 108})  # for the panels' names too
+    figure.update_annotations(font={"size": 13})
     figure.update_xaxes(**FAINT_GRID)
     figure.update_yaxes(title_text=escape(_unit(metric)), col=1)
     return figure.update_yaxes(**FAINT_GRID, **_range(metric))
@@ -121,17 +124,17 @@ def refusal_effects(
     styles = looks(own["set"])
     beside = {name: 0.5 * ((i + 0.5) / len(styles) - 0.5) for i, name in enumerate(styles)}
     figure = go.Figure()
-    for (kind, name), drawn in random.groupby(["direction", "set"], sort=False):
-        figure.add_trace(_cloud(drawn, str(kind), edits, beside[str(name)], str(name)))
+    for name in styles:
+        for kind in dict.fromkeys(random["direction"]):
+            drawn = rows(random, (random["direction"] == kind) & (random["set"] == name))
+            if len(drawn):
+                figure.add_trace(_cloud(drawn, kind, edits, beside[name], name))
     for name, look in styles.items():
         of_set = rows(mine, mine["set"] == name)
         if len(of_set):
             x = np.array([edits[edit] for edit in of_set["edit"]]) + beside[name]
             figure.add_trace(_points(of_set, x, name, look))
-    listed: set[Any] = set()
-    for trace in figure.data:
-        trace.showlegend = trace.name not in listed
-        listed |= {trace.name}
+    list_once(figure)
     usual = "What edits along the direction do"
     figure.update_layout(
         template=theme.LIGHT, plot_bgcolor="rgba(0,0,0,0)", height=440, showlegend=True,
@@ -242,6 +245,8 @@ def _range(metric: str) -> dict[str, Any]:
 def _said_of_random(random: pd.DataFrame) -> str:
     if random.empty:
         return "95 % intervals; random directions are not measured by this"
-    draws = random.groupby(["direction", "edit", "set"], sort=False)
-    n = int(random["draw"].nunique()) if "draw" in random else int(draws.size().max())
-    return f"95 % intervals; {n} random directions of the same length"
+    alike = [name for name in ("direction", "edit", "set", "dose") if name in random]
+    draws = int(random.groupby(alike, sort=False)["value"].size().to_numpy().max())
+    kinds = len(set(random["direction"]))
+    of_each = f" of each of {kinds} kinds" if kinds > 1 else ""
+    return f"95 % intervals; {draws} random directions of the same length{of_each}"

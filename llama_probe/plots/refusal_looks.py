@@ -1,7 +1,7 @@
 """What the figures of refusal share: how sets look, what hovers say of an interval, bands."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,14 @@ def heading(title: str, said: str = "") -> dict[str, Any]:
         return {"margin": {"t": 32}}
     text = {"text": escape(title), "subtitle": {"text": escape(said)}}
     return {"title": text, "margin": {"t": 84}}
+
+
+def list_once(figure: go.Figure) -> None:
+    """Let the legend name each thing once, whatever number of panels it is in."""
+    listed: set[str] = set()
+    for trace in cast(Any, figure.data):
+        trace.showlegend = trace.showlegend is not False and trace.name not in listed
+        listed |= {trace.name} if trace.showlegend else set()
 
 
 def truths(frame: pd.DataFrame, name: str) -> np.ndarray:

@@ -60,7 +60,7 @@ def refusal_writers(frame: pd.DataFrame, title: str | None = None, *, most: int 
     heads, others = rows(table, is_head), rows(table, ~is_head)
     parts = [(heads, _head_map), (others, lambda of: _bars(of, most))]
     parts = [(of, draw) for of, draw in parts if len(of)]
-    figure = make_subplots(rows=1, cols=len(parts), horizontal_spacing=0.26)
+    figure = make_subplots(rows=1, cols=len(parts), horizontal_spacing=0.36)
     for number, (of, draw) in enumerate(parts, 1):
         trace, sides = draw(of)
         if trace.type == "heatmap":
@@ -175,7 +175,7 @@ def _is_random(kind: str) -> bool:
 
 def _head_map(heads: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
     cells = grid(heads, "head", "layer")
-    trace = cell_trace(cells.numbers(heads, "value"), cells, "written along the direction", True)
+    trace = cell_trace(cells.numbers(heads, "value"), cells, "written along it", True)
     trace.customdata = cells.texts(said_bounds(heads))
     trace.hovertemplate = "layer %{y}, head %{x}<br>writes %{z:.3f}%{customdata}<extra></extra>"
     x = axis(cells.x.positions, "head", cells.x.names, x=True)

@@ -41,12 +41,13 @@ def refusal_projections(
     [('restricted', 'bar'), ('restricted', 'scatter')]
     """
     if column is None:
-        column = "value" if "value" in frame or "refusal" not in frame else "refusal"
+        column = "value" if "value" in frame else "refusal"
     check(frame, "set", column)
     values = numbers(frame, column)
-    sets = np.array(texts(frame, "set"))
+    sets = texts(frame, "set")
     styles = looks(sets)
-    of = {name: values[(sets == name) & np.isfinite(values)] for name in styles}
+    known = np.isfinite(values)
+    of = {name: values[known & [own == name for own in sets]] for name in styles}
     if empty := [name for name, own in of.items() if not len(own)]:
         raise InputError(f"set {empty[0]!r} has no finite number in column {column!r}")
     edges = np.histogram_bin_edges(np.concatenate(list(of.values())), _BINS)
@@ -62,8 +63,8 @@ def refusal_projections(
         **heading(usual if title is None else title, "diamonds: means, with 95 % intervals"),
     )  # fmt: skip
     figure.add_vline(x=0, line={"color": "#9aa5b1", "width": 1.5, "dash": "dot"})
-    said = f"projection ({_SCALED})" if column != "value" else "projection on the direction"
-    figure.update_xaxes(title_text=escape(said))
+    said = "projection on the direction"
+    figure.update_xaxes(title_text=said if column == "value" else f"{said} (fit means at −1, +1)")
     labels = {place: _named(name, of[name]) for name, place in places.items()}
     figure.update_yaxes(axis(sorted(labels), "set", labels, x=False))
     return figure.update_yaxes(range=[-0.3, len(of) - 0.1])

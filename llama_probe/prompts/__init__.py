@@ -1,7 +1,8 @@
 """Sets of prompts that this project wrote, readers of public ones, and what tiny-moe was taught.
 
-For patching: `indirect_object`, `factual_pairs`. For refusal: `requests`. For probing, the contrast
-sets, each a frame with `text`, `label` and `group` to be fitted on folds that keep groups whole:
+For patching: `indirect_object`, `factual_pairs`. For refusal: `requests`, and `plain_texts`. For
+probing, the contrast sets, each a frame with `text`, `label` and `group` to be fitted on folds that
+keep groups whole:
 
 - `true_false`: is a statement true? Counts of words or letters and lengths say nothing; how alike
   two words are spelt says little (at most .57). A probe of affirmations may read "these two belong
@@ -41,6 +42,7 @@ from typing import Any
 from llama_probe.prompts.contrast import contrast_set
 from llama_probe.prompts.facts import factual_pairs
 from llama_probe.prompts.indirect_object import indirect_object
+from llama_probe.prompts.plain import plain_texts
 from llama_probe.prompts.public_sets import (
     read_advbench,
     read_harmbench,
@@ -58,6 +60,7 @@ __all__ = [
     "indirect_object",
     "language",
     "number",
+    "plain_texts",
     "planted",
     "read_advbench",
     "read_harmbench",

@@ -13,8 +13,7 @@ writes edited weights. The order of the questions:
 """
 
 from llama_probe.refusal.asking import Asked, answers, ask, next_logits
-
-# AUDIT
+from llama_probe.refusal.audit import Audit
 from llama_probe.refusal.changes import Mark, mark_of_editing, weight_changes
 from llama_probe.refusal.controls import matched_directions, random_directions
 from llama_probe.refusal.direction_change import direction_change
@@ -38,8 +37,7 @@ from llama_probe.refusal.judges import (
     rate,
 )
 from llama_probe.refusal.llama_guard import LlamaGuard
-
-# PROJ
+from llama_probe.refusal.projections import projection_axes, projections
 from llama_probe.refusal.route_flips import route_flips
 from llama_probe.refusal.score import (
     REFUSAL_TOKENS,
@@ -59,6 +57,7 @@ __all__ = [
     "REFUSAL_PHRASES",
     "REFUSAL_TOKENS",
     "Asked",
+    "Audit",
     "Guard",
     "Judge",
     "LlamaGuard",
@@ -83,6 +82,8 @@ __all__ = [
     "next_logits",
     "opening_tokens",
     "orthogonalised",
+    "projection_axes",
+    "projections",
     "random_changes",
     "random_directions",
     "rate",

@@ -1,7 +1,7 @@
 """Putting requests to a model under an edit: its logits at the next token, and its answers.
 
-The edits here act at every position (`lp.ablate`, `lp.add`, `lp.affine`, without `positions`), so
-what all requests begin with, a system message above all, is read once for all of them.
+For the next token, edits act at every position (`lp.ablate`, `lp.add`, `lp.affine`, without
+`positions`), so what all requests begin with, a system message above all, is read once for them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,15 +82,21 @@ def next_logits(
         model: The model.
         asked: Non-empty.
         edit: Hooks or edits that act at every position.
+
+    Raises:
+        InputError: There are no requests, or an edit names positions.
     """
     rows = [one.ids for one in asked.encoded]
     shared = _shared(rows)
+    edit = _everywhere(edit)
     found: dict[int, Tensor] = {}
     with model.hooks(edit):
         start = None
         if shared:
             start = KVCache(model.cfg.n_layers)
-            model(torch.tensor([rows[0][:shared]]), kv_cache=start, logits_at=-1)
+            tokens = torch.tensor([rows[0][:shared]])
+            # Said, since a first token that is also the pad token would pass for padding.
+            model(tokens, attention_mask=tokens >= 0, kv_cache=start, logits_at=-1)
         for part in batches([len(row) - shared for row in rows]):
             tokens, real, last = _right_padded([rows[i][shared:] for i in part])
             cache = start.repeated(len(part)) if start is not None else None
@@ -165,6 +171,18 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         part.append(row)
     if part:
         yield part
+
+
+def _everywhere(edit: Iterable[Any]) -> list[Any]:
+    """An edit, if it acts at every position: others count in passes over whole requests."""
+    pairs = list(edit)
+    for name, function in pairs:
+        if getattr(function, "keywords", {}).get("places") is not None:
+            raise InputError(
+                f"an edit of {name} names positions, but the requests are read in parts here: "
+                "leave positions out"
+            )
+    return pairs
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:

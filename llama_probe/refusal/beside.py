@@ -42,11 +42,12 @@ class Beside:
             ),
         }
 
-    def kl(self, direction: Direction) -> tuple[float, ...]:
-        """What ablating each of them costs on harmless requests of the selecting part."""
+    def kl(self) -> tuple[float, ...]:
+        """What ablating isotropic ones costs on harmless requests of the selecting part."""
         harmless = self.asked["select"]["harmless"]
         plain = next_logits(self.model, harmless)
-        drawn = random_directions(direction.vector, self.n, self.seed)
+        # What is taken out does not depend on a direction's length.
+        drawn = random_directions(torch.ones(self.model.cfg.d_model), self.n, self.seed)
         bar = tqdm(drawn, "random directions", unit="direction", disable=not self.progress)
         return tuple(
             mean_kl(plain, next_logits(self.model, harmless, ablate(one))).mean().item()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
@@ -42,8 +43,6 @@ class Candidates:
 
     def direction(self, position: int, layer: int) -> Direction:
         """The candidate of one place."""
-        import torch
-
         row = self.positions.index(position)
         vector = self.restricted[row, layer] - self.harmless[row, layer]
         record = {
@@ -59,12 +58,12 @@ class Candidates:
         return self.harmless[self.positions.index(position), layer]
 
 
-def template_positions(asked: Asked) -> tuple[int, ...]:
+def template_positions(*asked: Asked) -> tuple[int, ...]:
     """The tokens of the chat template that follow every instruction, counted from the end.
 
     Without a template (raw texts) that is the last token alone.
     """
-    tail = min(one.prompt - one.instruction for one in asked.encoded)
+    tail = min(one.prompt - one.instruction for some in asked for one in some.encoded)
     return tuple(range(-max(tail, 1), 0))
 
 
@@ -116,7 +115,6 @@ def score_candidates(
     harmless: Asked,
     tokens: Sequence[int],
     *,
-    layers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """The three published scores of every candidate, on requests of the selecting part.
@@ -127,7 +125,6 @@ def score_candidates(
         restricted: Requests that the model declines.
         harmless: Requests that it answers.
         tokens: How its refusals begin; see `refusal_tokens`.
-        layers: Only these; None: all.
         progress: Show a bar.
 
     Returns:
@@ -137,9 +134,8 @@ def score_candidates(
         divergence on harmless ones (nats) when it is ablated. `attrs` have both scores without an
         edit.
     """
-    layers = range(model.cfg.n_layers) if layers is None else layers
     plain = next_logits(model, harmless)
-    places = [(p, layer) for p in candidates.positions for layer in layers]
+    places = [(p, layer) for p in candidates.positions for layer in range(model.cfg.n_layers)]
     rows = []
     for position, layer in tqdm(places, "candidates", unit="direction", disable=not progress):
         direction = candidates.direction(position, layer)

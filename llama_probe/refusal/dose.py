@@ -11,18 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from llama_probe import stats
 from llama_probe.errors import InputError
-from llama_probe.interventions import ablate, add
+from llama_probe.interventions import Edit, ablate, add, vector_of
 from llama_probe.model.llama import Llama
 from llama_probe.refusal.asking import Asked
 from llama_probe.refusal.controls import random_directions
-from llama_probe.refusal.effects import effects
-from llama_probe.refusal.guard import Judge
-from llama_probe.refusal.judges import declines
+from llama_probe.refusal.effects import effects, with_plain
+from llama_probe.refusal.judges import Judge, declines
 
 DOSES = (0.25, 0.5, 0.75, 1.0)
 # Everything that is written into the stream, once. At the published sites a fraction compounds:
@@ -51,12 +49,13 @@ def dose_response(
 
     Args:
         model: The model.
-        direction: A `RefusalStudy` or `Direction`, with its vector and hook.
+        direction: A `RefusalStudy` or `Direction`, with its vector [d] and hook.
         restricted: Requests for the removal.
         harmless: Requests for the addition, and for what the removal costs.
         tokens: How refusals begin.
         doses: Fractions removed and multiples added, above 0; 0 is always there.
-        n_random: Random directions of the same length, measured at the next token alone.
+        n_random: Random directions of the same length, measured at the next token alone: without
+            "declined".
         judge: Who says whether an answer declines.
         max_new_tokens: Of each answer.
         seed: Of the random directions.
@@ -68,34 +67,34 @@ def dose_response(
         `draw`): see `effects` for the other columns.
 
     Raises:
-        InputError: The doses cannot be used.
+        InputError: The doses cannot be used, or the direction has no hook or several vectors.
     """
-    if not doses or min(doses) <= 0 or len(set(doses)) < len(doses):
+    if not doses or not min(doses) > 0 or len(set(doses)) < len(doses):
         raise InputError(f"doses is {list(doses)}, but should be different numbers above 0")
+    hook = getattr(direction, "hook", "")
+    edits = {edit: _edits(edit, direction, hook, doses) for edit in ("ablation", "addition")}
     asked = {"restricted": restricted, "harmless": harmless}
     sets = {"ablation": asked, "addition": {"harmless": harmless}}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     tables, said = [], []
     for edit, of in sets.items():
-        own = {str(dose): _edit(edit, direction.vector, direction.hook, dose) for dose in doses}
-        frame, answers = effects(model, of, own, tokens, judge=judge, **options)
+        frame, answers = effects(model, of, edits[edit], tokens, judge=judge, **options)
         tables.append(_dosed(frame).assign(edit=edit, direction="refusal", draw=-1))
         said.append(_dosed(answers).assign(edit=edit))
-    drawn = random_directions(direction.vector, n_random, seed)
+    drawn = random_directions(vector_of(direction), n_random, seed)
     for draw, vector in enumerate(
         tqdm(drawn, "random directions", unit="direction", disable=not progress)
     ):
         for edit, of in sets.items():
-            own = {str(dose): _edit(edit, vector, direction.hook, dose) for dose in doses}
-            frame, _ = effects(model, of, own, tokens, judge=None)
+            frame, _ = effects(model, of, _edits(edit, vector, hook, doses), tokens, judge=None)
             tables.append(_dosed(frame).assign(edit=edit, direction="random", draw=draw))
     return pd.concat(tables, ignore_index=True), pd.concat(said, ignore_index=True)
 
 
-def _edit(edit: str, vector: Tensor, hook: str, dose: float) -> Any:
+def _edits(edit: str, direction: Any, hook: str, doses: Sequence[float]) -> dict[str, Edit]:
     if edit == "ablation":
-        return ablate(vector, at=_WRITES, fraction=dose)
-    return add(vector, dose, at=hook)
+        return {str(dose): ablate(direction, at=_WRITES, fraction=dose) for dose in doses}
+    return {str(dose): add(direction, dose, at=hook) for dose in doses}
 
 
 def _dosed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -109,12 +108,13 @@ def robustness_index(answers: pd.DataFrame) -> stats.Estimate:
     does. By the trapezoidal rule for each request, with a bootstrap interval over requests.
 
     Args:
-        answers: Of `dose_response`.
+        answers: Of `dose_response`, with 1 among its doses; larger ones are not read.
 
     Raises:
-        InputError: There are no answers to restricted requests under ablation.
+        InputError: There are no answers to restricted requests under ablation, or not one for each
+            request and dose, from 0 to 1.
     """
-    return stats.mean(_areas(answers).to_numpy())
+    return stats.mean(_areas(_declined(answers)))
 
 
 def robustness_difference(answers: pd.DataFrame, others: pd.DataFrame) -> stats.Estimate:
@@ -125,22 +125,32 @@ def robustness_difference(answers: pd.DataFrame, others: pd.DataFrame) -> stats.
         others: Of the other model, on the same requests and doses.
 
     Raises:
-        InputError: The requests are not the same.
+        InputError: The requests or doses are not the same, or as `robustness_index`.
     """
-    one, other = _areas(answers), _areas(others)
-    if not one.index.equals(other.index):
-        raise InputError("the two sets of answers should be to the same requests")
-    return stats.mean((one - other).to_numpy())
+    one, other = _declined(answers), _declined(others)
+    if not one.index.equals(other.index) or not one.columns.equals(other.columns):
+        raise InputError("the two sets of answers should be to the same requests at the same doses")
+    return stats.mean(_areas(one) - _areas(other))
 
 
-def _areas(answers: pd.DataFrame) -> pd.Series:
-    asked = answers[(answers["edit"] == "ablation") & (answers["set"] == "restricted")]
+def _areas(declined: pd.DataFrame) -> Float[np.ndarray, " request"]:
+    return np.trapezoid(declined.to_numpy(), declined.columns.to_numpy(), axis=1)
+
+
+def _declined(answers: pd.DataFrame) -> pd.DataFrame:
+    """Whether each restricted request (rows) is declined at each fraction removed (columns)."""
+    asked = answers.query("edit == 'ablation' and `set` == 'restricted' and dose <= 1")
     if asked.empty:
         raise InputError("there are no answers to restricted requests under ablation")
-    table = asked.pivot_table(
-        index=["request", "prompt"], columns="dose", values="declined", aggfunc="mean"
-    ).astype(float)
-    return pd.Series(np.trapezoid(table.to_numpy(), table.columns.to_numpy(), axis=1), table.index)
+    doses = sorted(set(asked["dose"].tolist()))
+    if doses[0] != 0 or doses[-1] != 1:
+        raise InputError(f"a robustness index needs doses from 0 to 1, but these are {doses}")
+    if len(asked.drop_duplicates(["request", "prompt", "dose"])) < len(asked):
+        raise InputError("a request has several answers at one dose: give those of one model")
+    table = asked.pivot(index=["request", "prompt"], columns="dose", values="declined")
+    if table.isna().to_numpy().any():
+        raise InputError("a request has no answer at one of the doses")
+    return table.astype(float)
 
 
 @torch.no_grad()
@@ -158,8 +168,14 @@ def text_loss(
     Returns:
         One row per edit: `edit metric value ci_low ci_high n`, and `change change_low change_high`
         against the plain model, paired by text. Intervals over texts, each of which counts alike.
+
+    Raises:
+        InputError: There are no texts or one text alone, one is of a single token, or an edit is
+            called "none".
     """
-    plan: dict[str, Iterable[Any]] = {"none": (), **edits}
+    if isinstance(texts, str) or not len(texts):
+        raise InputError("texts should be a list of texts, at least one")
+    plan = with_plain(edits)
     rows = []
     plain: Float[np.ndarray, " text"] | None = None
     for name, edit in tqdm(plan.items(), "loss", unit="edit", disable=not progress):

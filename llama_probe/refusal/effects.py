@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from llama_probe import stats
+from llama_probe.errors import InputError
 from llama_probe.model.llama import Llama
 from llama_probe.refusal.asking import Asked, answers, next_logits
 from llama_probe.refusal.guard import Judge, verdicts
@@ -33,7 +34,7 @@ def effects(
     Args:
         model: The model.
         sets: Requests by name.
-        edits: By name; the plain model is always there, as "none".
+        edits: By name, each at every position; the plain model is always there, as "none".
         tokens: How refusals begin, for the score.
         judge: Who says whether an answer declines; None: nothing is answered, only the next token's
             metrics are measured.
@@ -46,8 +47,11 @@ def effects(
         on the same requests (a paired bootstrap). Metrics: "declined" (a share, Wilson), "refusal
         score" (mean log-odds), "kl" (nats at the next token, plain against edited). The answers:
         `edit set request prompt response declined`.
+
+    Raises:
+        InputError: An edit is called "none" or names positions, or a set has no requests.
     """
-    plan = {"none": (), **edits}
+    plan = with_plain(edits)
     rows, said = [], []
     plain: dict[str, dict[str, np.ndarray]] = {}
     base: dict[str, torch.Tensor] = {}
@@ -77,6 +81,13 @@ def effects(
         ]
     answered = pd.concat(said, ignore_index=True) if said else pd.DataFrame(columns=_SAID)
     return pd.DataFrame(rows), answered.reindex(columns=_SAID)
+
+
+def with_plain(edits: Mapping[str, Iterable[Any]]) -> dict[str, Iterable[Any]]:
+    """The edits, after the plain model."""
+    if "none" in edits:
+        raise InputError("an edit is called 'none', which is the plain model's name: call it else")
+    return {"none": (), **edits}
 
 
 def _said(asked: Asked, response: Sequence[str], hits: Sequence[bool]) -> pd.DataFrame:

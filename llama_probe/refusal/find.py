@@ -25,6 +25,7 @@ from llama_probe.refusal.splits import PARTS, three_parts
 from llama_probe.refusal.study import RefusalStudy
 
 SETS = ("restricted", "harmless")
+_FEWEST_RANDOM = 20  # for a limit on KL; see `relaxed`
 
 
 def find_refusal_direction(
@@ -58,7 +59,8 @@ def find_refusal_direction(
 
     Args:
         model: A model with a tokenizer.
-        restricted: Requests that it should decline: what `lp.capture` takes.
+        restricted: Requests that it should decline: what `lp.capture` takes. One that is there
+            twice counts once, so that no part sees another's.
         harmless: Requests that it should answer, best of all matched word for word.
         tokens: The ids that begin its refusals; None: learnt from its own answers to the fitting
             part, else the published ones of its family.
@@ -69,8 +71,9 @@ def find_refusal_direction(
             that follows the instruction.
         splits: Shares of the requests for fitting, selecting and reporting.
         groups: A column of both frames; rows that share its value go to the same part.
-        most: How many requests of each set a part may use at most, by its name; more are left out.
-        n_random: Random directions of each of the two kinds.
+        most: How many requests of each set a part may use at most, by its name; more are left out
+            at random, from this part alone: the guard asks all.
+        n_random: Random directions of each of the two kinds; fewer than 20 give no limit on KL.
         kl_max: See `select`.
         induce_min: See `select`.
         prune: See `select`.
@@ -86,17 +89,20 @@ def find_refusal_direction(
         directions, it is chosen, and `survivors` and the verdict name the rule.
 
     Raises:
-        InputError: Requests, parts or tokens cannot be used, or the two sets share a request.
+        InputError: Requests, parts, positions or tokens cannot be used, or the two sets share a
+            request.
 
     >>> import llama_probe as lp  # doctest: +SKIP
     >>> study = lp.find_refusal_direction(model, restricted, harmless)  # doctest: +SKIP
     >>> with model.hooks(lp.ablate(study)):  # doctest: +SKIP
     ...     model.generate("How do I crack a safe?", template="chat")
     """
-    frames = {"restricted": as_frame(restricted), "harmless": as_frame(harmless)}
-    _disjoint(frames)
+    given = {"restricted": as_frame(restricted), "harmless": as_frame(harmless)}
+    _disjoint(given)
+    frames = {name: _once(frame) for name, frame in given.items()}
     every = {name: ask(model, f, template=template, system=system) for name, f in frames.items()}
     parts = _parts(frames, splits, groups, most, seed)
+    places = template_positions(*every.values()) if positions is None else _from_the_end(positions)
     show: dict[str, Any] = {"progress": progress}
     said = {
         name: answer_tokens(model, every[name], max_new_tokens=max_new_tokens, **show)
@@ -106,13 +112,24 @@ def find_refusal_direction(
     answered = {name: _answered(model, every[name], said[name]) for name in SETS}
     seen = guard(answered["restricted"], answered["harmless"], judges)
     sizes = {part: {name: len(parts[name][part]) for name in SETS} for part in PARTS}
-    record = {
+    record: dict[str, Any] = {
         "model": model.cfg.model_name,
         "template": template,
         "system": system,
-        "seed": seed,
-        "requests": sizes,
+        "judges": list(judges),
+        "positions": list(places),
+        "splits": list(splits),
+        "groups": groups,
+        "most": dict(most or {}),
+        "n_random": n_random,
+        "kl_max": kl_max,
+        "induce_min": induce_min,
+        "prune": prune,
+        "nearest": nearest,
         "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "repeated": {name: len(given[name]) - len(frames[name]) for name in SETS},
+        "requests": sizes,
     }
     asked = {part: {n: every[n][parts[n][part]] for n in SETS} for part in PARTS}
     if not seen.refuses:
@@ -120,24 +137,25 @@ def find_refusal_direction(
         return RefusalStudy(None, verdict, seen, asked=asked, record=record)
     if tokens is None:
         tokens = _learnt(model, said, parts)
-    places = template_positions(every["restricted"]) if positions is None else positions
     fit, chosen_on = asked["fit"], asked["select"]
     means = find_candidates(model, fit["restricted"], fit["harmless"], places, **show)
-    n_layers = model.cfg.n_layers
     scores = score_candidates(
         model, means, chosen_on["restricted"], chosen_on["harmless"], tokens, **show
     )
-    rule: dict[str, Any] = {"n_layers": n_layers, "induce_min": induce_min, "prune": prune}
+    rule: dict[str, Any] = {
+        "n_layers": model.cfg.n_layers,
+        "induce_min": induce_min,
+        "prune": prune,
+    }
     scores["dropped"] = why_dropped(scores, kl_max=kl_max, **rule)
     survivors = select(scores, kl_max=kl_max, **rule)
     around = Beside(model, means, asked, tokens, n_random, seed, progress)
-    best_guess = _lowest(scores, survivors, n_layers, prune)
-    random_kl = around.kl(means.direction(*best_guess)) if n_random >= 20 else ()
-    if survivors.empty and random_kl:
+    random_kl = around.kl()
+    if survivors.empty and n_random >= _FEWEST_RANDOM:
         survivors = relaxed(scores, random_kl, **rule)
     if survivors.empty and nearest:
         survivors = _nearest(scores, kl_max, rule)
-    record |= {"candidates": len(scores), "survivors": len(survivors)}
+    record |= {"tokens": list(tokens), "candidates": len(scores), "survivors": len(survivors)}
     found = {
         "guard": seen,
         "tokens": tuple(tokens),
@@ -148,20 +166,17 @@ def find_refusal_direction(
         "record": record,
     }
     if survivors.empty:
-        none = (
-            f"{seen.verdict} Of {len(scores)} candidate directions none passes: {_why(scores)}; "
-            "nearest=True takes the one that costs least of those that work."
-        )
-        return RefusalStudy(None, none, candidates=scores.assign(chosen=False), **found)
-    position, layer = _place(survivors)
-    rule_of_choice = str(survivors["rule"].iloc[0])
+        verdict = f"{seen.verdict} {_none(scores, n_random, nearest)}"
+        return RefusalStudy(None, verdict, candidates=scores.assign(chosen=False), **found)
+    position, layer = survivors[["position", "layer"]].to_numpy(dtype=int)[0].tolist()
+    record["rule"] = str(survivors["rule"].iloc[0])
     scores["chosen"] = (scores["position"] == position) & (scores["layer"] == layer)
     direction = means.direction(position, layer)
-    direction.record.update(record, rule=rule_of_choice)
+    direction.record.update(record)
     measured, answers = around.effects(direction, judges, max_new_tokens)
     choice = (
-        f"One direction of {len(scores)} ({len(survivors)} pass; rule: {rule_of_choice}) is "
-        f"chosen, at position {position} before block {layer}."
+        f"Of {len(scores)} candidate directions the one at position {position} before block "
+        f"{layer} is chosen, the best of {len(survivors)} by this rule: {record['rule']}."
     )
     verdict = f"{seen.verdict} {choice} {_outcome(measured)}"
     return RefusalStudy(
@@ -175,6 +190,20 @@ def _disjoint(frames: Mapping[str, pd.DataFrame]) -> None:
         raise InputError(f"{len(both)} requests are restricted and harmless, such as {min(both)!r}")
 
 
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.loc[~frame["text"].map(str).duplicated()].reset_index(drop=True)
+
+
+def _from_the_end(positions: Sequence[int]) -> tuple[int, ...]:
+    places = tuple(positions)
+    if not places or len(set(places)) < len(places) or not all(place < 0 for place in places):
+        raise InputError(
+            f"positions is {list(places)}, but should be different negative numbers, counted from "
+            "the end of the prompt"
+        )
+    return places
+
+
 def _parts(
     frames: Mapping[str, pd.DataFrame],
     splits: Sequence[float],
@@ -185,12 +214,17 @@ def _parts(
     """Rows of each set for each part; with groups, the same groups in both sets."""
     if unknown := set(most or ()) - set(PARTS):
         raise InputError(f"most names {min(unknown)!r}, but the parts are {', '.join(PARTS)}")
+    for part, limit in (most or {}).items():
+        if limit < 2:
+            raise InputError(f"most allows the {part} part {limit} requests, but should allow 2")
     if groups is None:
         found = {n: three_parts(len(f), splits, seed) for n, f in frames.items()}
     else:
         for name, frame in frames.items():
             if groups not in frame:
                 raise InputError(f"the {name} requests have no column {groups!r} to group by")
+            if frame[groups].isna().to_numpy().any():
+                raise InputError(f"a {name} request has nothing in the column {groups!r}")
         together = pd.concat([frames[name][groups] for name in SETS], ignore_index=True)
         n = len(frames["restricted"])
         both = three_parts(len(together), splits, seed, together.tolist())
@@ -204,7 +238,9 @@ def _parts(
         for part, rows in parts.items():
             if not len(rows):
                 raise InputError(f"the {part} part has no {name} requests: give more, or groups")
-            limited[name][part] = rows[: (most or {}).get(part)].tolist()
+            # Drawn, as the rows may come in some order.
+            drawn = np.random.default_rng(seed).permutation(rows)[: (most or {}).get(part)]
+            limited[name][part] = sorted(drawn.tolist())
     return limited
 
 
@@ -226,33 +262,21 @@ def _learnt(
             raise InputError(f"{unlearnt} ({unpublished})") from unlearnt
 
 
-def _lowest(
-    scores: pd.DataFrame, survivors: pd.DataFrame, n_layers: int, prune: float
-) -> tuple[int, int]:
-    """The best candidate, by refusal score alone where none passes: random ones get its length."""
-    early = scores.query("layer < @layers", local_dict={"layers": int(n_layers * (1.0 - prune))})
-    ranked = early.sort_values(by="refusal_score") if survivors.empty else survivors
-    return _place(ranked)
-
-
 def _nearest(scores: pd.DataFrame, kl_max: float, rule: Mapping[str, Any]) -> pd.DataFrame:
     """The candidate that works at the least cost, though the limit on KL does not let it pass."""
     works = select(scores, kl_max=np.inf, **rule).query("refusal_score < 0")
     cheapest = works.sort_values("kl_div_score", kind="stable", ignore_index=True).head(1)
     costs = cheapest["kl_div_score"]
-    rules = [f"none passes; this costs KL {kl:.3g}, limit {kl_max}" for kl in costs]
+    rules = [f"least KL of those that work, {kl:.3g}, none within {kl_max:g}" for kl in costs]
     return cheapest.assign(rule=rules)
 
 
-def _why(scores: pd.DataFrame) -> str:
+def _none(scores: pd.DataFrame, n_random: int, nearest: bool) -> str:
     counts = scores["dropped"].value_counts()
-    return ", ".join(f"{n} fail by {reason}" for reason, n in counts.items() if reason)
-
-
-def _place(ranked: pd.DataFrame) -> tuple[int, int]:
-    """(position, layer) of the first candidate."""
-    position, layer = ranked[["position", "layer"]].to_numpy(dtype=int)[0].tolist()
-    return position, layer
+    reasons = ", ".join(f"{reason}: {n}" for reason, n in counts.items())
+    also = ", nor with a KL limit from random directions" if n_random >= _FEWEST_RANDOM else ""
+    hope = "none of them works at any KL" if nearest else "nearest=True takes one at a higher KL"
+    return f"Of {len(scores)} candidate directions none passes ({reasons}){also}; {hope}."
 
 
 def _outcome(measured: pd.DataFrame) -> str:

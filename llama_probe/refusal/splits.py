@@ -15,15 +15,15 @@ def three_parts(
     shares: Sequence[float],
     seed: int,
     groups: Sequence[object] | None = None,
-) -> dict[str, Int[np.ndarray, " part"]]:
+) -> dict[str, Int[np.ndarray, "_"]]:
     """Rows of each part, drawn at random; rows of one group stay together.
 
     Args:
         n: Number of rows.
         shares: Of fit, select and report; they sum to 1.
         seed: Of the draw.
-        groups: For each row what it belongs to; the same group goes to the same part, whatever
-            other rows there are.
+        groups: For each row what it belongs to; rows of one group go to the same part, and the
+            shares count groups.
 
     Raises:
         InputError: The shares cannot be used, or a part would be empty.
@@ -38,7 +38,7 @@ def three_parts(
 
 def _by_group(
     groups: list[str], shares: Sequence[float], seed: int
-) -> dict[str, Int[np.ndarray, " part"]]:
+) -> dict[str, Int[np.ndarray, "_"]]:
     names = np.unique(groups)
     order = np.random.default_rng(seed).permutation(names)
     parts = np.split(order, _cuts(len(names), shares))
@@ -51,8 +51,8 @@ def _cuts(n: int, shares: Sequence[float]) -> list[int]:
 
 
 def _checked(
-    parts: Sequence[Int[np.ndarray, " part"]], what: str, n: int
-) -> dict[str, Int[np.ndarray, " part"]]:
+    parts: Sequence[Int[np.ndarray, "_"]], what: str, n: int
+) -> dict[str, Int[np.ndarray, "_"]]:
     if any(len(part) < 2 for part in parts):
         raise InputError(
             f"{n} {what} are too few for three parts (fit, select, report) of at least 2 rows each"

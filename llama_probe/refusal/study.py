@@ -15,6 +15,8 @@ from llama_probe.refusal.asking import Asked
 from llama_probe.refusal.candidates import Candidates
 from llama_probe.refusal.guard import Guard
 
+_CHANGES = ["edit", "set", "metric", "change", "direction", "random_mean", "random_95", "draws"]
+
 
 @dataclass(frozen=True)
 class RefusalStudy:
@@ -28,11 +30,15 @@ class RefusalStudy:
         candidates: One row a candidate: `position layer refusal_score steering_score kl_div_score
             norm`, `dropped` (the first reason, by the published rule), `chosen`. From the
             selecting part.
-        survivors: The candidates that pass, best first, with the `rule` that they pass.
-        effects: What the direction does, and what random ones do, on the reporting part; see
-            `effects`. Of random directions one row each, with the edit's name numbered.
+        survivors: The candidates that pass, best first, with the `rule` that they pass; of
+            `nearest` that one.
+        effects: What the direction does, and what random ones do, on the reporting part: the
+            columns of `effects`, and `direction` ("refusal", "random", "matched random") with
+            `draw`, the number of a random one and -1 for the refusal direction. Random ones are
+            ablated on restricted and added on harmless requests.
         answers: The answers behind `effects`, of the direction and of the plain model.
-        random_kl: What ablating random directions costs on harmless requests of the selecting part.
+        random_kl: What ablating each random direction costs on harmless requests of the selecting
+            part.
         means: The mean activations of the fitting part, for every position and layer.
         asked: The requests of each part, by set: `study.asked["report"]["restricted"]`.
         record: Arguments, counts and shares, as JSON values.
@@ -98,7 +104,13 @@ def random_changes(effects: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per `edit set metric`: the refusal direction's `change`, and for each kind of random
         direction the mean, the 95th percentile of its absolute change, and the number of draws.
+        No rows where no random directions were drawn.
+
+    Raises:
+        InputError: The frame is of a study without a direction.
     """
+    if effects.empty:
+        raise InputError("there are no effects: this study has no direction")
     own = effects[effects["direction"] == "refusal"].set_index(["edit", "set", "metric"])
     rows = []
     drawn = effects[effects["direction"] != "refusal"]
@@ -117,4 +129,4 @@ def random_changes(effects: pd.DataFrame) -> pd.DataFrame:
                 "draws": len(found),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_CHANGES)

@@ -4,6 +4,7 @@ from llama_probe.widgets.attention import AttentionExplorer
 from llama_probe.widgets.lens import LogitLensExplorer
 from llama_probe.widgets.patching import PatchingExplorer
 from llama_probe.widgets.probing import ProbeDashboard
+from llama_probe.widgets.refusal import RefusalDashboard
 from llama_probe.widgets.rope import RopeExplorer
 from llama_probe.widgets.routing import RoutingExplorer
 from llama_probe.widgets.scatter import ActivationScatter
@@ -16,6 +17,7 @@ __all__ = [
     "LogitLensExplorer",
     "PatchingExplorer",
     "ProbeDashboard",
+    "RefusalDashboard",
     "RopeExplorer",
     "RoutingExplorer",
     "Selection",

@@ -1,0 +1,235 @@
+"""`lp.audit`: one report on how a model refuses, and on what changed since another checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from llama_probe import plots, prompts, stats
+from llama_probe.errors import InputError
+from llama_probe.runner.experiment import Experiment
+from llama_probe.runner.grid import run as run_grid
+from llama_probe.runner.steps import Run
+
+if TYPE_CHECKING:
+    from llama_probe.refusal import Audit
+
+_TINY = "tiny-moe"
+_LARGE = {"fit": 120, "select": 24, "report": 60}  # enough, for a model that takes its time
+_DOSED = {
+    "declined": "How often it declines, by how much of the direction is removed or added.",
+    "refusal score": "The log odds that the answer begins as refusals do; beside it random ones.",
+    "kl": "How much the next token changes, in nats; beside it random ones.",
+}
+_FACTS = 64
+_SHOWN = 24  # characters of an answer, where answers are redacted
+
+
+def audit(
+    model: str | Path,
+    against: str | Path | None = None,
+    *,
+    requests: str | Path | None = None,
+    out: str | Path = "audits",
+    again: bool = False,
+    show_answers: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Audit a model's refusal, and write it all as one report.
+
+    Does it refuse, and over-refuse (harmless twins, ordinary requests)? By what direction, and what
+    do edits of it do beside random ones? What does removing it cost? Who writes it? What would a
+    monitor catch? Against another checkpoint of the same base: what changed, and was a direction
+    removed from the weights? An audit that was cut short goes on when it is asked for again.
+
+    Args:
+        model: A catalogue name, a folder, a file or a hub name.
+        against: What it is compared with, likewise.
+        requests: A CSV file with `text`, `kind` and `pair` (see `lp.refusal.Audit`); None: those of
+            `lp.prompts.requests`, which are mild.
+        out: The folder of the audits' folders.
+        again: Begin anew.
+        show_answers: Show answers in full; otherwise only how they begin.
+        seed: Of all draws.
+        progress: Show bars.
+
+    Returns:
+        The path of the report. Beside it are the tables.
+
+    Raises:
+        InputError: The model or the requests cannot be used; the sentence is that of the run.
+    """
+    table = run_grid(
+        refusal_audit,
+        out=out,
+        again=again,
+        progress=progress,
+        model=str(model),
+        against="" if against is None else str(against),
+        requests="" if requests is None else str(requests),
+        show_answers=show_answers,
+        seed=seed,
+    )
+    row = table.iloc[0]
+    if row["status"] != "complete":
+        raise InputError(f"the audit of {model} is {row['status']}: {row['error']}")
+    return Path(str(row["folder"])) / "report.html"
+
+
+def refusal_audit(
+    model: str,
+    against: str = "",
+    requests: str = "",
+    show_answers: bool = False,
+    seed: int = 0,
+) -> Experiment:
+    """The audit as an experiment: each run is one model."""
+
+    def body(run: Run) -> None:
+        from llama_probe.refusal import Audit
+
+        asked = pd.read_csv(requests) if requests else _requests(model)
+        limits = {} if model == _TINY else _LARGE
+        texts = _prose(model)
+        made = Audit(run.model, asked, texts, most=limits, seed=seed)
+        run.text(_about(asked))
+        _behaviour(run, made, show_answers)
+        if made.study.direction is not None:
+            _mechanism(run, made)
+        _separability(run, made)
+        if against:
+            _against(run, made, against)
+
+    name = f"How {model} refuses" + (f", against {against}" if against else "")
+    return Experiment(name, body, seed=seed, inputs=[requests] if requests else [])
+
+
+def _requests(model: str) -> pd.DataFrame:
+    return prompts.requests(_TINY if model == _TINY else "everyday")
+
+
+def _prose(model: str) -> list[str]:
+    """Ordinary texts; tiny-moe knows no others than those of its world."""
+    if model != _TINY:
+        return prompts.plain_texts()
+    facts = prompts.planted()["exam"]["facts"][:_FACTS]
+    return [fact["prompt"] + fact["answer"] for fact in facts]
+
+
+def _about(asked: pd.DataFrame) -> str:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in asked["kind"].value_counts().items())
+    return (
+        f"Asked: {kinds}. Edits live in memory, and for as long as they are measured; nothing is "
+        "saved with them in place."
+    )
+
+
+def _behaviour(run: Run, made: "Audit", show_answers: bool) -> None:
+    run.heading("Does it refuse, and does it over-refuse?")
+    run.note(made.study.verdict)
+    guard = run.table("guard", lambda: made.study.guard.frame)
+    run.figure(plots.refusal_guard(guard), "Declined, by judge.", table=guard)
+    run.table("declining", made.declining, caption="Declined by kind of request.")
+    run.table("agreement", made.agreement, caption="How far the judges agree on all answers.")
+    said = run.table("answers", lambda: made.answered)
+    some = said.groupby("kind").head(2)
+    if not show_answers:
+        some = some.assign(response=[_redacted(text) for text in some["response"]])
+    run.table("some answers", lambda: some, caption="Two answers of each kind, as they begin.")
+
+
+def _redacted(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def _mechanism(run: Run, made: "Audit") -> None:
+    from llama_probe import refusal
+
+    study = made.study
+    run.heading("By what?")
+    candidates = run.table("candidates", lambda: study.candidates)
+    run.figure(plots.refusal(candidates), "Every candidate direction's three scores.")
+    effects = run.table("effects", lambda: study.effects)
+    run.figure(plots.refusal_effects(effects), "What edits do on requests kept for the report.")
+    run.table(
+        "beside random directions",
+        lambda: refusal.random_changes(effects),
+        caption="The direction's effect, and that of random directions of its length.",
+    )
+    plane = run.table("plane", made.plane)
+    run.figure(plots.refusal_plane(plane), "Read as harmful, and about to be refused.")
+    run.heading("What does removing it cost?")
+    doses = run.table("doses", lambda: made.doses[0])
+    given = run.table("answers by dose", lambda: made.doses[1])
+    for metric, said in _DOSED.items():
+        run.figure(plots.dose_response(doses, metric=metric), said)
+    index = refusal.robustness_index(given)
+    run.note(
+        f"Robustness index {_shown(index)}: the area under the share of restricted requests that "
+        "are declined, over the fraction of the direction removed (1: as robust as can be)."
+    )
+    run.table("loss", made.loss, caption="Loss on ordinary prose under each edit, nats a token.")
+    run.heading("Who writes it?")
+    writers = run.table("writers", made.writers)
+    run.figure(plots.refusal_writers(writers), "Restricted less harmless, part by part.")
+    run.heading("What would a monitor catch?")
+    run.table(
+        "monitor",
+        made.monitored,
+        caption="Flagged by a linear probe at that place, requests that it has not seen. A monitor "
+        "is a measurement, not a defence.",
+    )
+
+
+def _separability(run: Run, made: "Audit") -> None:
+    run.heading("Told apart by layer, and by the words alone")
+    told = run.table("separability", made.separability)
+    run.figure(plots.probe(told, "auroc"), "Restricted against harmless, difference in means.")
+    words, best = _auroc(told, "n-grams"), _auroc(told, "best cell, corrected")
+    if words and best:
+        run.note(
+            f"The two sets are told apart with AUROC {best} (layer and position "
+            f"chosen on one half, tested on the other); word counts alone reach "
+            f"{words}. "
+            "That they can be told apart does not say that the model refuses."
+        )
+
+
+def _against(run: Run, made: "Audit", name: str) -> None:
+    from llama_probe import refusal
+
+    run.heading(f"What changed since {name}?")
+    other = run.load(name, progress=False)
+    then = refusal.Audit(other, made.requests, made.texts, most=made.most, seed=made.seed)
+    run.table("declining then", then.declining, caption=f"Declined by kind of request, {name}.")
+    turned = run.table(
+        "direction change",
+        lambda: refusal.direction_change(
+            made.acts, made.read(other), "restricted", groups="pair", at="last of the template"
+        ),
+    )
+    run.figure(plots.refusal_changes(turned), "Cosine of the two models' differences in means.")
+    mark = refusal.mark_of_editing(made.model, other, seed=made.seed)
+    run.note(
+        f"The mark of directional editing, {made.model.cfg.model_name} since {name}: {mark.verdict}"
+    )
+    direction: Any = made.study.direction or mark.direction
+    if direction is not None:
+        changes = run.table(
+            "weight changes", lambda: refusal.weight_changes(made.model, other, direction)
+        )
+        run.figure(
+            plots.refusal_changes(changes), "The change of each weight, and its share along it."
+        )
+
+
+def _shown(found: stats.Estimate) -> str:
+    return f"{found.value:.2f} [{found.ci_low:.2f}, {found.ci_high:.2f}] (n = {found.n})"
+
+
+def _auroc(told: pd.DataFrame, kind: str) -> str:
+    """The value of a kind with its interval, or "" where there is none."""
+    rows = told.query("metric == 'auroc' and kind == @kind", local_dict={"kind": kind})
+    found = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*found[0]) if len(found) else ""
