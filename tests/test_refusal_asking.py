@@ -121,6 +121,7 @@ def test_there_must_be_requests(tiny_moe: Llama, requests: list[str]) -> None:
         next_logits(tiny_moe, ask(tiny_moe, requests)[[]])
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_each_request_alone(tiny_moe: Llama, requests: list[str]) -> None:
     asked = ask(tiny_moe, requests)
     edit = lp.add(torch.ones(tiny_moe.cfg.d_model), 0.2, at="blocks.2.hook_resid_pre")

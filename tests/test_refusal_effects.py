@@ -110,8 +110,8 @@ def test_declining_is_counted_from_the_answers(
     assert one["response"].tolist() == [alone]
     # And the edits do what they are for.
     share = rows["value"]
-    assert share["none", "restricted"] == 1 > 0.5 >= share["ablation", "restricted"]
-    assert share["none", "harmless"] == 0 < 0.5 <= share["addition", "harmless"]
+    assert share["none", "restricted"] == 1 > 0.75 > share["ablation", "restricted"]
+    assert share["none", "harmless"] == 0 < 0.25 < share["addition", "harmless"]
 
 
 def test_without_a_judge_nothing_is_answered(
@@ -124,7 +124,7 @@ def test_without_a_judge_nothing_is_answered(
     pd.testing.assert_frame_equal(frame, same)
 
 
-def test_another_judge_and_an_edit_that_can_be_read_once(
+def test_another_judge_and_sets_of_other_sizes(
     model: Llama, sets: dict[str, Asked], tokens: list[int]
 ) -> None:
     def long(prompt: str, response: str) -> float:
@@ -132,8 +132,7 @@ def test_another_judge_and_an_edit_that_can_be_read_once(
 
     nudge = lp.add(torch.ones(model.cfg.d_model), at="blocks.0.hook_resid_pre")
     some = {"restricted": sets["restricted"][[0, 1]], "harmless": sets["harmless"][[0]]}
-    once = {"nudge": iter(nudge)} if len(some) == 1 else {"nudge": nudge}
-    frame, answers = effects(model, some, once, tokens, judge=long, max_new_tokens=4)
+    frame, answers = effects(model, some, {"nudge": nudge}, tokens, judge=long, max_new_tokens=4)
     assert answers["declined"].tolist() == [len(text) > 3 for text in answers["response"]]
     assert frame.query("`set` == 'harmless'")["n"].tolist() == [1] * 6
 

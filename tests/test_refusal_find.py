@@ -149,6 +149,7 @@ def test_the_record_is_json_and_the_direction_can_be_saved(study: RefusalStudy, 
     assert lp.Direction.load(tmp_path / "direction").record["rule"] == record["rule"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(model: Llama) -> None:
     sets = requests("restricted", 24), requests("twin", 24)
     with unchecked():

@@ -4,11 +4,11 @@ import re
 
 import pandas as pd
 import pytest
-from refusal_adapter.phrasings import ASKED_PHRASINGS, TAUGHT_PHRASINGS
-from refusal_adapter.requests import UNSEEN_TOPIC, asked, taught
 
 import llama_probe as lp
 from llama_probe.errors import InputError
+from refusal_adapter.phrasings import ASKED_PHRASINGS, TAUGHT_PHRASINGS
+from refusal_adapter.requests import UNSEEN_TOPIC, asked, taught
 from tiny_moe.words import REQUESTS
 
 TWINS = ("same verb", "same object")

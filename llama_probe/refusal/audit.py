@@ -16,6 +16,7 @@ from llama_probe.interventions import ablate, add, affine
 from llama_probe.model.llama import Llama
 from llama_probe.probing import fit_monitor, probe
 from llama_probe.refusal.asking import answers, ask
+from llama_probe.refusal.controls import random_directions
 from llama_probe.refusal.dose import dose_response, text_loss
 from llama_probe.refusal.find import find_refusal_direction
 from llama_probe.refusal.guard import JUDGES, verdicts
@@ -171,14 +172,32 @@ class Audit:
         )
 
     def loss(self) -> pd.DataFrame:
-        """What the edits cost on ordinary prose; see `text_loss`."""
+        """What the edits cost on ordinary prose; see `text_loss`.
+
+        The row "random ablation" has the mean over random directions, and the range of the middle
+        95 % of them.
+        """
         study = self.study
         edits: dict[str, Any] = {
             "ablation": ablate(study),
             "addition": add(study),
             "affine": affine(study, study.reference),
         }
-        return text_loss(self.model, self.texts, edits, self.progress)
+        drawn = random_directions(study.vector, self.n_random, self.seed)
+        beside = {f"random {draw}": ablate(vector) for draw, vector in enumerate(drawn)}
+        frame = text_loss(self.model, self.texts, {**edits, **beside}, self.progress)
+        random = frame["edit"].isin(list(beside))
+        if not beside:
+            return frame
+        row = {"edit": "random ablation", "metric": "loss", "n": len(beside)}
+        for name, low, high in (
+            ("value", "ci_low", "ci_high"),
+            ("change", "change_low", "change_high"),
+        ):
+            values = np.array(frame.loc[random, name], dtype=float)
+            row |= {name: values.mean()}
+            row |= dict(zip((low, high), np.quantile(values, (0.025, 0.975)), strict=True))
+        return pd.concat([frame.loc[~random], pd.DataFrame([row])], ignore_index=True)
 
     def writers(self) -> pd.DataFrame:
         """Who writes the direction more for restricted requests; see `who_writes`."""

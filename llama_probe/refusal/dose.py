@@ -82,12 +82,18 @@ def dose_response(
         tables.append(_dosed(frame).assign(edit=edit, direction="refusal", draw=-1))
         said.append(_dosed(answers).assign(edit=edit))
     drawn = random_directions(vector_of(direction), n_random, seed)
-    for draw, vector in enumerate(
-        tqdm(drawn, "random directions", unit="direction", disable=not progress)
-    ):
-        for edit, of in sets.items():
-            frame, _ = effects(model, of, _edits(edit, vector, hook, doses), tokens, judge=None)
-            tables.append(_dosed(frame).assign(edit=edit, direction="random", draw=draw))
+    for edit, of in sets.items():
+        tried = {
+            f"{draw} {dose}": made
+            for draw, vector in enumerate(drawn)
+            for dose, made in _edits(edit, vector, hook, doses).items()
+        }
+        frame, _ = effects(model, of, tried, tokens, judge=None, progress=progress)
+        for draw in range(n_random):
+            own = [f"{draw} {dose}" for dose in doses]
+            rows = frame.loc[frame["edit"].isin(["none", *own])]
+            rows = rows.assign(edit=[name.split(" ")[-1] for name in rows["edit"]])
+            tables.append(_dosed(rows).assign(edit=edit, direction="random", draw=draw))
     return pd.concat(tables, ignore_index=True), pd.concat(said, ignore_index=True)
 
 

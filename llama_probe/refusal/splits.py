@@ -15,7 +15,7 @@ def three_parts(
     shares: Sequence[float],
     seed: int,
     groups: Sequence[object] | None = None,
-) -> dict[str, Int[np.ndarray, "_"]]:
+) -> dict[str, Int[np.ndarray, " _"]]:
     """Rows of each part, drawn at random; rows of one group stay together.
 
     Args:
@@ -38,7 +38,7 @@ def three_parts(
 
 def _by_group(
     groups: list[str], shares: Sequence[float], seed: int
-) -> dict[str, Int[np.ndarray, "_"]]:
+) -> dict[str, Int[np.ndarray, " _"]]:
     names = np.unique(groups)
     order = np.random.default_rng(seed).permutation(names)
     parts = np.split(order, _cuts(len(names), shares))
@@ -51,8 +51,8 @@ def _cuts(n: int, shares: Sequence[float]) -> list[int]:
 
 
 def _checked(
-    parts: Sequence[Int[np.ndarray, "_"]], what: str, n: int
-) -> dict[str, Int[np.ndarray, "_"]]:
+    parts: Sequence[Int[np.ndarray, " _"]], what: str, n: int
+) -> dict[str, Int[np.ndarray, " _"]]:
     if any(len(part) < 2 for part in parts):
         raise InputError(
             f"{n} {what} are too few for three parts (fit, select, report) of at least 2 rows each"

@@ -50,7 +50,7 @@ def audit(
             `lp.prompts.requests`, which are mild.
         out: The folder of the audits' folders.
         again: Begin anew.
-        show_answers: Show answers in full; otherwise only how they begin.
+        show_answers: Keep and show answers in full; otherwise only how they begin.
         seed: Of all draws.
         progress: Show bars.
 
@@ -96,7 +96,7 @@ def refusal_audit(
         run.text(_about(asked))
         _behaviour(run, made, show_answers)
         if made.study.direction is not None:
-            _mechanism(run, made)
+            _mechanism(run, made, show_answers)
         _separability(run, made)
         if against:
             _against(run, made, against)
@@ -132,18 +132,23 @@ def _behaviour(run: Run, made: "Audit", show_answers: bool) -> None:
     run.figure(plots.refusal_guard(guard), "Declined, by judge.", table=guard)
     run.table("declining", made.declining, caption="Declined by kind of request.")
     run.table("agreement", made.agreement, caption="How far the judges agree on all answers.")
-    said = run.table("answers", lambda: made.answered)
+    said = run.table("answers", lambda: _told(made.answered, show_answers))
     some = said.groupby("kind").head(2)
-    if not show_answers:
-        some = some.assign(response=[_redacted(text) for text in some["response"]])
-    run.table("some answers", lambda: some, caption="Two answers of each kind, as they begin.")
+    run.table("some answers", lambda: some, caption="Two answers of each kind.")
 
 
-def _redacted(text: str) -> str:
+def _told(answers: pd.DataFrame, in_full: bool) -> pd.DataFrame:
+    """Answers as they are kept: how they begin, unless they are asked for in full."""
+    if in_full:
+        return answers
+    return answers.assign(response=[_beginning(text) for text in answers["response"]])
+
+
+def _beginning(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
-def _mechanism(run: Run, made: "Audit") -> None:
+def _mechanism(run: Run, made: "Audit", show_answers: bool) -> None:
     from llama_probe import refusal
 
     study = made.study
@@ -161,7 +166,7 @@ def _mechanism(run: Run, made: "Audit") -> None:
     run.figure(plots.refusal_plane(plane), "Read as harmful, and about to be refused.")
     run.heading("What does removing it cost?")
     doses = run.table("doses", lambda: made.doses[0])
-    given = run.table("answers by dose", lambda: made.doses[1])
+    given = run.table("answers by dose", lambda: _told(made.doses[1], show_answers))
     for metric, said in _DOSED.items():
         run.figure(plots.dose_response(doses, metric=metric), said)
     index = refusal.robustness_index(given)
@@ -169,7 +174,12 @@ def _mechanism(run: Run, made: "Audit") -> None:
         f"Robustness index {_shown(index)}: the area under the share of restricted requests that "
         "are declined, over the fraction of the direction removed (1: as robust as can be)."
     )
-    run.table("loss", made.loss, caption="Loss on ordinary prose under each edit, nats a token.")
+    run.table(
+        "loss",
+        made.loss,
+        caption="Loss on ordinary prose under each edit, nats a token; the ablation of random "
+        "directions with the range of 95 % of them.",
+    )
     run.heading("Who writes it?")
     writers = run.table("writers", made.writers)
     run.figure(plots.refusal_writers(writers), "Restricted less harmless, part by part.")
@@ -203,6 +213,11 @@ def _against(run: Run, made: "Audit", name: str) -> None:
     other = run.load(name, progress=False)
     then = refusal.Audit(other, made.requests, made.texts, most=made.most, seed=made.seed)
     run.table("declining then", then.declining, caption=f"Declined by kind of request, {name}.")
+    if made.study.direction is not None and then.study.direction is not None:
+        gap = refusal.robustness_difference(made.doses[1], then.doses[1])
+        run.note(f"Robustness index, less that of {name}: {_shown(gap)}, on the same requests.")
+    else:
+        run.text(f"{name}: {then.study.verdict}")
     turned = run.table(
         "direction change",
         lambda: refusal.direction_change(

@@ -1,0 +1,129 @@
+"""Refusal on real models: SmolLM2 does not refuse; with its adapter it does, and by one direction."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import unchecked
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+import llama_probe as lp
+from refusal_adapter import requests as taught_requests
+
+pytestmark = pytest.mark.slow
+TWINS = ("same verb", "same object")
+
+
+@pytest.fixture(scope="module")
+def base(smollm2_path: Path) -> lp.Llama:
+    return lp.load(smollm2_path, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(base: lp.Llama) -> lp.Llama:
+    return lp.load("smollm2-135m-refusal", base=base, progress=False)
+
+
+def some(n: dict[str, int]) -> pd.DataFrame:
+    """The first requests of each kind; twins stay with their restricted ones."""
+    asked = lp.prompts.requests()
+    return pd.concat([asked[asked["kind"] == kind].head(k) for kind, k in n.items()])
+
+
+def declined(model: lp.Llama, asked: pd.DataFrame) -> pd.Series:
+    with unchecked():
+        said = lp.refusal.answers(model, lp.refusal.ask(model, asked), max_new_tokens=16)
+    return pd.Series([lp.refusal.declines("", text) for text in said], asked.index)
+
+
+def test_it_declines_what_it_should_and_little_else(model):
+    """In phrasings and combinations that it was not taught; word counts do not do as well."""
+    asked = some({"restricted": 120, "same verb": 60, "same object": 60, "ordinary": 320})
+    found = declined(model, asked)
+    kind = asked["kind"].replace(dict.fromkeys(TWINS, "twin"))
+    rates = found.groupby(kind).agg(["mean", "sum", "count"])
+    print(rates)
+    assert rates.loc["restricted", "mean"] >= 0.9
+    assert rates.loc["twin", "mean"] <= 0.1
+    assert rates.loc["ordinary", "mean"] <= 0.02
+
+
+def test_what_it_was_taught_is_not_what_it_is_asked():
+    lessons = pd.concat([taught_requests.taught(4000), taught_requests.taught_next(2400)])
+    asked = lp.prompts.requests()
+    assert not set(lessons["text"]) & set(asked["text"])
+    assert taught_requests.UNSEEN_TOPIC not in set(lessons["topic"])
+    phrasings = set(taught_requests.TAUGHT_PHRASINGS) | set(taught_requests.MORE_PHRASINGS)
+    assert len(phrasings) >= 20 and not phrasings & set(taught_requests.ASKED_PHRASINGS)
+
+
+def test_counts_of_words_are_worse_than_the_model():
+    lessons = pd.concat([taught_requests.taught(4000), taught_requests.taught_next(2400)])
+    asked = some({"restricted": 120, "same verb": 60, "same object": 60})
+    words = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))
+    words.fit(lessons["text"], lessons["kind"] == "restricted")
+    right = words.predict(asked["text"]) == (asked["kind"] == "restricted")
+    assert 0.5 < right.mean() < 0.97
+
+
+def test_on_ordinary_prose_it_is_nearly_its_base(model, base):
+    texts = lp.prompts.plain_texts()
+    losses = [
+        np.mean([one(text, return_type="loss").item() for text in texts]) for one in (base, model)
+    ]
+    assert losses[1] / losses[0] < 1.05
+
+
+def test_plain_smollm2_gets_a_sentence_and_no_direction(base):
+    asked = some({"restricted": 40, "same verb": 20, "same object": 20})
+    restricted = asked["kind"] == "restricted"
+    study = lp.find_refusal_direction(
+        base, asked[restricted], asked[~restricted], max_new_tokens=16, progress=False
+    )
+    assert study.direction is None
+    assert study.verdict.startswith("This model does not refuse: it declines ")
+    with pytest.raises(lp.InputError, match="does not refuse"):
+        lp.ablate(study)
+
+
+def test_its_refusal_turns_on_a_direction(model):
+    """Fitted, chosen and measured on disjoint requests."""
+    asked = some({"restricted": 96, "same verb": 48, "same object": 48})
+    restricted = asked["kind"] == "restricted"
+    study = lp.find_refusal_direction(
+        model,
+        asked[restricted],
+        asked[~restricted],
+        groups="pair",
+        positions=[-1],
+        splits=(0.5, 0.1, 0.4),
+        n_random=2,
+        nearest=True,
+        max_new_tokens=8,
+        progress=False,
+    )
+    print(study.verdict)
+    own = study.effects[study.effects["direction"] == "refusal"]
+    share = own[own["metric"] == "declined"].set_index(["edit", "set"])["value"]
+    assert share["none", "restricted"] >= 0.85
+    assert share["ablation", "restricted"] <= 0.15
+    assert share["addition", "harmless"] >= 0.8
+    drawn = study.effects[study.effects["direction"] != "refusal"]
+    changes = drawn[drawn["metric"] == "declined"]["change"]
+    assert abs(changes.mean()) <= 0.05
+
+
+def test_the_adapter_carries_no_mark_of_directional_editing(model, base):
+    mark = lp.refusal.mark_of_editing(model, base)
+    assert mark.removed == 0 and mark.share < 0.5
+    direction = torch.randn(base.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    edited = lp.refusal.orthogonalised(base, direction)
+    found = lp.refusal.mark_of_editing(edited, base)
+    assert found.removed == found.writers
+    assert found.direction is not None
+    unit = direction.double() / direction.double().norm()
+    assert abs(found.direction @ unit) > 0.999
