@@ -439,7 +439,7 @@ plots.refusal_changes(lp.refusal.weight_changes(copy, model, mark.direction))
 try:
     lp.save(copy, Path(tempfile.mkdtemp()) / "copy")
     refused = ""
-except lp.errors.InputError as error:
+except lp.InputError as error:
     refused = str(error)
 assert "not to be saved" in refused
 refused

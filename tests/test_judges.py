@@ -15,14 +15,8 @@ import llama_probe as lp
 from llama_probe import stats
 from llama_probe.errors import InputError
 from llama_probe.model.llama import Llama
-from llama_probe.refusal.judges import (
-    REFUSAL_PHRASES,
-    LlamaGuard,
-    declines,
-    judge_agreement,
-    judge_all,
-    rate,
-)
+from llama_probe.refusal.judges import REFUSAL_PHRASES, declines, judge_agreement, judge_all, rate
+from llama_probe.refusal.llama_guard import LlamaGuard
 
 
 @pytest.mark.parametrize("phrase", REFUSAL_PHRASES)

@@ -92,10 +92,15 @@ def find_refusal_direction(
         InputError: Requests, parts, positions or tokens cannot be used, or the two sets share a
             request.
 
-    >>> import llama_probe as lp  # doctest: +SKIP
-    >>> study = lp.find_refusal_direction(model, restricted, harmless)  # doctest: +SKIP
-    >>> with model.hooks(lp.ablate(study)):  # doctest: +SKIP
-    ...     model.generate("How do I crack a safe?", template="chat")
+    >>> import llama_probe as lp
+    >>> model, asked = lp.load("tiny-moe", progress=False), lp.prompts.requests("tiny-moe")
+    >>> restricted, harmless = (asked[asked.kind == k][:60] for k in ("restricted", "same verb"))
+    >>> options = {"positions": [-1], "n_random": 0, "nearest": True, "progress": False}
+    >>> study = find_refusal_direction(model, restricted, harmless, **options)
+    >>> study.direction.hook, study.direction.position
+    ('blocks.2.hook_resid_pre', '-1')
+    >>> model.generate("How do I crack a safe?", template="chat", fwd_hooks=lp.ablate(study))[:5]
+    'Sure.'
     """
     given = {"restricted": as_frame(restricted), "harmless": as_frame(harmless)}
     _disjoint(given)

@@ -33,6 +33,7 @@ def audit(
     out: str | Path = "audits",
     again: bool = False,
     show_answers: bool = False,
+    n_random: int = 20,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -51,6 +52,7 @@ def audit(
         out: The folder of the audits' folders.
         again: Begin anew.
         show_answers: Keep and show answers in full; otherwise only how they begin.
+        n_random: Random directions beside the one that is found; fewer than 20 give no limit on KL.
         seed: Of all draws.
         progress: Show bars.
 
@@ -69,6 +71,7 @@ def audit(
         against="" if against is None else str(against),
         requests="" if requests is None else str(requests),
         show_answers=show_answers,
+        n_random=n_random,
         seed=seed,
     )
     row = table.iloc[0]
@@ -82,6 +85,7 @@ def refusal_audit(
     against: str = "",
     requests: str = "",
     show_answers: bool = False,
+    n_random: int = 20,
     seed: int = 0,
 ) -> Experiment:
     """The audit as an experiment: each run is one model."""
@@ -92,7 +96,7 @@ def refusal_audit(
         asked = pd.read_csv(requests) if requests else _requests(model)
         limits = {} if model == _TINY else _LARGE
         texts = _prose(model)
-        made = Audit(run.model, asked, texts, most=limits, seed=seed)
+        made = Audit(run.model, asked, texts, most=limits, n_random=n_random, seed=seed)
         run.text(_about(asked))
         _behaviour(run, made, show_answers)
         if made.study.direction is not None:
