@@ -1,4 +1,4 @@
-"""Refusal on real models: SmolLM2 does not refuse; with its adapter it does, and by one direction."""
+"""SmolLM2 does not refuse; with its adapter it does, and by one direction."""
 
 from pathlib import Path
 

@@ -146,7 +146,7 @@ class Audit:
             "restricted",
             groups="pair",
             probe="mass_mean",
-            controls=("random direction", "n-grams", "length"),
+            controls=("random direction", "n-grams", "length", "best cell"),
             seed=self.seed,
             progress=self.progress,
         )

@@ -1,5 +1,6 @@
 """`lp.audit`: one report on how a model refuses, and on what changed since another checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,11 +216,16 @@ def _against(run: Run, made: "Audit", name: str) -> None:
 
     run.heading(f"What changed since {name}?")
     other = run.load(name, progress=False)
-    then = refusal.Audit(other, made.requests, made.texts, most=made.most, seed=made.seed)
+    then = replace(made, model=other)
     run.table("declining then", then.declining, caption=f"Declined by kind of request, {name}.")
     if made.study.direction is not None and then.study.direction is not None:
-        gap = refusal.robustness_difference(made.doses[1], then.doses[1])
-        run.note(f"Robustness index, less that of {name}: {_shown(gap)}, on the same requests.")
+        gap = run.table(
+            "robustness change",
+            lambda: pd.DataFrame([refusal.robustness_difference(made.doses[1], then.doses[1])]),
+        )
+        value, low, high, n = gap.to_numpy(dtype=float)[0].tolist()
+        found = stats.Estimate(value, low, high, int(n))
+        run.note(f"Robustness index, less that of {name}: {_shown(found)}, on the same requests.")
     else:
         run.text(f"{name}: {then.study.verdict}")
     turned = run.table(
@@ -233,8 +239,8 @@ def _against(run: Run, made: "Audit", name: str) -> None:
     run.note(
         f"The mark of directional editing, {made.model.cfg.model_name} since {name}: {mark.verdict}"
     )
-    direction: Any = made.study.direction or mark.direction
-    if direction is not None:
+    if mark.direction is not None:  # some weight that writes into the stream was changed
+        direction: Any = made.study.direction or mark.direction
         changes = run.table(
             "weight changes", lambda: refusal.weight_changes(made.model, other, direction)
         )
