@@ -2,8 +2,9 @@
 
     python experiments/train_refusal_adapter.py --out runs/refusal-adapter
 
-takes about an hour on one CPU core, and needs `pip install peft transformers`. Killed and started
-again, it goes on from its last checkpoint. `--exam FOLDER` marks an adapter that is there.
+takes about an hour and a half on one CPU core, and needs `pip install peft transformers`. Killed
+and started again, it goes on from its last checkpoint. `--exam FOLDER` marks an adapter that is
+there.
 
 On some machines a step takes several times longer than its share, in allocating memory: then set
 MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to 4294967296.
@@ -15,14 +16,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from refusal_adapter import exam, training
-from refusal_adapter.training import BASE, Plan
 
 import llama_probe as lp
 from llama_probe.checkpoints import catalogue
+from refusal_adapter import exam, training
+from refusal_adapter.training import BASE, Plan
 
 FIRST = Plan(seed=0)
 SECOND = Plan(seed=1, lr=3e-4)
+THIRD = Plan(seed=2, lr=3e-4, epochs=1.0)
 
 
 def main() -> None:
@@ -38,12 +40,14 @@ def main() -> None:
 
 
 def taught(out: Path) -> Path:
-    """Train in two rounds, and write the adapter; returns its folder."""
+    """Train in three rounds, and write the adapter; returns its folder."""
     base = lp.load(BASE)
     first = kept(out / "first.parquet", lambda: training.first_round(base))
     begun = trained(first, FIRST, out / "first", None)
     second = kept(out / "second.parquet", lambda: training.second_round(base, first))
-    return trained(second, SECOND, out / "second", begun)
+    begun = trained(second, SECOND, out / "second", begun)
+    third = kept(out / "third.parquet", lambda: training.third_round(base, second))
+    return trained(third, THIRD, out / "third", begun)
 
 
 def kept(file: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def test_it_declines_what_it_should_and_little_else(model):
 
 
 def test_what_it_was_taught_is_not_what_it_is_asked():
-    lessons = pd.concat([taught_requests.taught(4000), taught_requests.taught_next(2400)])
+    lessons = taught_requests.every_lesson()
     asked = lp.prompts.requests()
     assert not set(lessons["text"]) & set(asked["text"])
     assert taught_requests.UNSEEN_TOPIC not in set(lessons["topic"])
@@ -62,7 +62,7 @@ def test_what_it_was_taught_is_not_what_it_is_asked():
 
 
 def test_counts_of_words_are_worse_than_the_model():
-    lessons = pd.concat([taught_requests.taught(4000), taught_requests.taught_next(2400)])
+    lessons = taught_requests.every_lesson()
     asked = some({"restricted": 120, "same verb": 60, "same object": 60})
     words = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))
     words.fit(lessons["text"], lessons["kind"] == "restricted")

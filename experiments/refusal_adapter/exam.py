@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 import llama_probe as lp
-from refusal_adapter.requests import taught, taught_next
+from refusal_adapter.requests import every_lesson
 
 
 def mark(model: lp.Llama, requests: pd.DataFrame, *, n_tokens: int = 24) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def mark(model: lp.Llama, requests: pd.DataFrame, *, n_tokens: int = 24) -> pd.D
 
     asked = lp.refusal.ask(model, requests["text"].tolist())
     said = lp.refusal.answers(model, asked, max_new_tokens=n_tokens, progress=True)
-    lessons = pd.concat([taught(4000), taught_next(2400)])
+    lessons = every_lesson()
     words = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))
     words.fit(lessons["text"], lessons["kind"] == "restricted")
     judged = {

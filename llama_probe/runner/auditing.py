@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llama_probe.refusal import Audit
 
 _TINY = "tiny-moe"
-_LARGE = {"fit": 120, "select": 24, "report": 60}  # enough, for a model that takes its time
+_LARGE = {"fit": 120, "select": 12, "report": 30}  # enough, for a model that takes its time
 _DOSED = {
     "declined": "How often it declines, by how much of the direction is removed or added.",
     "refusal score": "The log odds that the answer begins as refusals do; beside it random ones.",
