@@ -25,6 +25,7 @@ from refusal_adapter.training import BASE, Plan
 FIRST = Plan(seed=0)
 SECOND = Plan(seed=1, lr=3e-4)
 THIRD = Plan(seed=2, lr=3e-4, epochs=1.0)
+ALPHA = 15.1  # of the last adapter: with 16 it declines too many twins, with 15 too few requests
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def taught(out: Path) -> Path:
     second = kept(out / "second.parquet", lambda: training.second_round(base, first))
     begun = trained(second, SECOND, out / "second", begun)
     third = kept(out / "third.parquet", lambda: training.third_round(base, second))
-    return trained(third, THIRD, out / "third", begun)
+    return trained(third, THIRD, out / "third", begun, ALPHA)
 
 
 def kept(file: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -58,14 +59,16 @@ def kept(file: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
-def trained(lessons: pd.DataFrame, plan: Plan, out: Path, begun: Path | None) -> Path:
+def trained(
+    lessons: pd.DataFrame, plan: Plan, out: Path, begun: Path | None, alpha: float = Plan.alpha
+) -> Path:
     """One round; goes on where it was cut short."""
     folder = out / "adapter"
     if not folder.exists():
         out.mkdir(exist_ok=True)
         model = training.adapted(catalogue.pull(BASE), plan, begun)
         training.train(model, lessons, plan, out).to_csv(out / "log.csv", index=False)
-        training.save(model, folder)
+        training.save(model, folder, alpha)
     return folder
 
 

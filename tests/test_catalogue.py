@@ -179,7 +179,7 @@ def test_two_pulls_at_once_do_not_disturb_each_other(home, monkeypatch):
 def test_an_unknown_name_gives_the_near_ones():
     for ask in (catalogue.entry, catalogue.path_of, catalogue.pull):
         with pytest.raises(UnknownNameError, match="did you mean 'smollm2-135m-instruct'"):
-            ask("smollm2-135m")
+            ask("smollm2-135m-instrukt")
 
 
 def test_without_a_home_the_cache_folder_is_used(monkeypatch):

@@ -229,11 +229,16 @@ def _rate(step: int, steps: int, plan: Plan) -> float:
     return plan.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write the adapter in PEFT's form, in bfloat16; its base is a name of the catalogue."""
+def save(model: Any, folder: Path, alpha: float) -> None:
+    """Write the adapter in PEFT's form, in bfloat16; its base is a name of the catalogue.
+
+    A smaller `alpha` than the plan's makes the whole change smaller: fewer requests are declined,
+    of either kind.
+    """
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.bfloat16()
+    model.peft_config["default"].lora_alpha = alpha
     model.peft_config["default"].base_model_name_or_path = BASE
     model.save_pretrained(part := folder.with_suffix(".part"))
     (part / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
