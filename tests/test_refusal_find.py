@@ -75,7 +75,7 @@ def test_a_study_says_what_it_found(study: RefusalStudy, model: Llama) -> None:
     assert "declines 60 of 60 restricted and 0 of 60 harmless requests" in study.verdict
     assert "Of 4 candidate directions the one at position -1 before block 2" in study.verdict
     kl = study.candidates.query("chosen")["kl_div_score"].item()
-    rule = f"published but for a KL of {kl:.3g}, above 0.1"
+    rule = f"least KL of those that work, {kl:.3g}, none within 0.1"
     assert study.survivors["rule"].tolist() == [rule] and rule in study.verdict
     assert study.candidates["dropped"].ne("").all() and study.candidates["chosen"].sum() == 1
     percent = f"{share(study, 'ablation', 'restricted'):.0%}, adding it"
@@ -205,7 +205,7 @@ def test_candidates_that_do_not_pass_are_shown_and_not_offered(model: Llama) -> 
         never = find_refusal_direction(model, *sets, **LAST, nearest=True, induce_min=50)
     no_direction(study, "This model refuses: it declines")
     assert "Of 4 candidate directions none passes (" in study.verdict
-    assert "; nearest=True waives the limit on KL." in study.verdict
+    assert "; nearest=True takes one at a higher KL." in study.verdict
     assert len(study.candidates) == 4 and not study.candidates["chosen"].any()
     no_direction(never, "This model refuses: it declines")
     assert never.verdict.endswith("; none of them works at any KL.")

@@ -77,9 +77,8 @@ def find_refusal_direction(
         kl_max: See `select`.
         induce_min: See `select`.
         prune: See `select`.
-        nearest: Where no candidate passes, choose among those that remove refusal and induce it by
-            the same rule without the limit on KL, and if that leaves none, with late layers too.
-            The verdict says what was waived and what the choice costs.
+        nearest: Where no candidate passes, take the one that costs least on harmless requests of
+            those that remove refusal and induce it, late layers included, and say what it costs.
         max_new_tokens: Of each answer.
         seed: Of the parts and the random directions.
         progress: Show bars.
@@ -269,23 +268,22 @@ def _learnt(
 
 
 def _nearest(scores: pd.DataFrame, kl_max: float, rule: Mapping[str, Any]) -> pd.DataFrame:
-    """Those that work without the limit on KL, and if there are none, late layers too."""
-    for waived in ({}, {"prune": 0.0}):
-        passed = select(scores, **{**rule, "kl_max": np.inf, **waived})
-        works = passed.loc[passed["refusal_score"] < 0].reset_index(drop=True)
-        if len(works):
-            break
-    late = " and late layers, which it leaves out" if waived else ""
-    costs = works["kl_div_score"]
-    rules = [f"published but for a KL of {kl:.3g}, above {kl_max:g}{late}" for kl in costs]
-    return works.assign(rule=rules)
+    """The candidate that works at the least cost, of late layers too.
+
+    Not the one with the lowest score: without a limit on KL that is one which breaks the model.
+    """
+    works = select(scores, **{**rule, "kl_max": np.inf, "prune": 0.0}).query("refusal_score < 0")
+    cheapest = works.sort_values("kl_div_score", kind="stable", ignore_index=True).head(1)
+    costs = cheapest["kl_div_score"]
+    rules = [f"least KL of those that work, {kl:.3g}, none within {kl_max:g}" for kl in costs]
+    return cheapest.assign(rule=rules)
 
 
 def _none(scores: pd.DataFrame, n_random: int, nearest: bool) -> str:
     counts = scores["dropped"].value_counts()
     reasons = ", ".join(f"{reason}: {n}" for reason, n in counts.items())
     also = ", nor with a KL limit from random directions" if n_random >= _FEWEST_RANDOM else ""
-    hope = "none of them works at any KL" if nearest else "nearest=True waives the limit on KL"
+    hope = "none of them works at any KL" if nearest else "nearest=True takes one at a higher KL"
     return f"Of {len(scores)} candidate directions none passes ({reasons}){also}; {hope}."
 
 
