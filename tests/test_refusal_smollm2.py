@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import llama_probe as lp
+from llama_probe.refusal.candidates import find_candidates
 from refusal_adapter import requests as taught_requests
 
 pytestmark = pytest.mark.slow
@@ -100,32 +101,23 @@ def test_plain_smollm2_gets_a_sentence_and_no_direction(base):
         lp.ablate(study)
 
 
-def test_its_refusal_turns_on_a_direction(model):
-    """Fitted, chosen and measured on disjoint requests."""
-    asked = some({"restricted": 72, "same verb": 36, "same object": 36})
-    restricted = asked["kind"] == "restricted"
-    study = lp.find_refusal_direction(
-        model,
-        asked[restricted],
-        asked[~restricted],
-        groups="pair",
-        positions=[-1],
-        splits=(0.5, 0.1, 0.4),
-        n_random=0,
-        nearest=True,
-        max_new_tokens=8,
-        progress=False,
+def test_a_late_direction_takes_its_refusal_away_and_brings_it(model):
+    """Before the last block: what the published rule leaves out is where it turns here."""
+    asked = some({"restricted": 100, "same verb": 50, "same object": 50})
+    restricted, harmless = (
+        lp.refusal.ask(model, asked[(asked["kind"] == "restricted") == kind]) for kind in (1, 0)
     )
-    print(study.verdict)
-    own = study.effects[study.effects["direction"] == "refusal"]
-    share = own[own["metric"] == "declined"].set_index(["edit", "set"])["value"]
-    assert share["none", "restricted"] >= 0.85
-    assert share["ablation", "restricted"] < share["none", "restricted"] / 2
-    # On tiny-moe one length does, in 80 % of requests: here it does not.
-    raised = lp.refusal.next_logits(model, study.asked["report"]["harmless"], lp.add(study, 1.5))
-    assert (raised.argmax(dim=-1) == study.tokens[0]).double().mean() >= 0.5
-    cost = study.candidates.query("chosen")["kl_div_score"].item()
-    assert cost < 1, "the model is not broken"
+    sorry, last = model.to_single_token("Sorry"), model.cfg.n_layers - 1
+    fit = find_candidates(model, restricted[range(60)], harmless[range(60)], [-1])
+    direction = fit.direction(-1, last)
+
+    def share(requests, edit=()) -> float:
+        first = lp.refusal.next_logits(model, requests[range(60, 100)], edit).argmax(dim=-1)
+        return (first == sorry).double().mean().item()
+
+    assert share(restricted) >= 0.85 and share(harmless) <= 0.2
+    assert share(restricted, lp.ablate(direction)) <= 0.15
+    assert share(harmless, lp.add(direction, 1.5)) >= 0.8
 
 
 def test_the_adapter_carries_no_mark_of_directional_editing(model, base):
