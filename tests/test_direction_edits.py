@@ -2,60 +2,32 @@
 
 import copy
 import pickle
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from one_hook import act, farthest, here, random
+from tiny import model_of
 from torch import Tensor
 
 import llama_probe as lp
 from llama_probe.errors import InputError
 from llama_probe.hooks import HookPoint, reads_only
-from llama_probe.interventions import Edit, ablate, add, affine, replace
+from llama_probe.interventions import ablate, add, affine, replace
 from llama_probe.interventions.vectors import span_of
 from llama_probe.model.llama import Llama
 
 TOKENS = tiny.tokens(batch=2, length=10)
 SOURCE = "blocks.2.hook_resid_pre"
 SITES = ["*.hook_resid_pre", "*.hook_attn_out", "*.hook_mlp_out"]
-PLACE = HookPoint()
-PLACE.name = "here"
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-@cache
-def model_of(family: str) -> Llama:
-    if family == "tiny-moe":
-        return lp.load("tiny-moe", device="cpu", progress=False)
-    return tiny.make(family)
-
-
-def random(*shape: int, seed: int = 0, **options: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, **{"dtype": torch.float64, **options})
-
-
-def act(edit: Edit, x: Tensor) -> Tensor:
-    """What an edit of one hook makes of a tensor there."""
-    ((_, hook),) = edit
-    return hook(x, hook=PLACE)
-
-
-def here(make: Callable[..., Edit], *given: Any, **options: Any) -> Edit:
-    return make(*given, at="hook_embed", **options)
-
-
-def farthest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
 
 
 def streams(model: Llama, edit: Any = ()) -> Any:

@@ -1,41 +1,14 @@
 """What edits along directions do to a tensor: their formulas, against numpy."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from one_hook import act, farthest, here, random
 
-from llama_probe.hooks import HookPoint
-from llama_probe.interventions import Edit, ablate, add, affine, replace
+from llama_probe.interventions import ablate, add, affine, replace
 from llama_probe.interventions.vectors import span_of
-
-PLACE = HookPoint()
-PLACE.name = "here"
-
-
-def random(*shape: int, seed: int = 0, **options: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, **{"dtype": torch.float64, **options})
-
-
-def act(edit: Edit, x: Tensor) -> Tensor:
-    """What an edit of one hook makes of a tensor there."""
-    ((_, hook),) = edit
-    return hook(x, hook=PLACE)
-
-
-def here(make: Callable[..., Edit], *given: Any, **options: Any) -> Edit:
-    return make(*given, at="hook_embed", **options)
-
-
-def farthest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
-
 
 R, X, MEAN = random(6, seed=1), random(2, 5, 6, seed=2), random(6, seed=3)
 r, x, mean = R.numpy(), X.numpy(), MEAN.numpy()

@@ -1,11 +1,11 @@
 """Ablation in the weights of a copy: it equals the hooks, touches what writes, and is not saved."""
 
 import copy
-from functools import cache
 
 import pytest
 import tiny
 import torch
+from tiny import model_of
 from torch import Tensor, nn
 
 import llama_probe as lp
@@ -24,13 +24,6 @@ TOKENS = tiny.tokens(batch=2, length=24)
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-@cache
-def model_of(family: str) -> Llama:
-    if family == "tiny-moe":
-        return lp.load("tiny-moe", device="cpu", progress=False)
-    return tiny.make(family)
 
 
 def direction_of(model: Llama, *rows: int, seed: int = 3) -> Tensor:

@@ -104,7 +104,7 @@ def test_candidates_are_differences_of_means(
             assert torch.allclose(one.vector, expected, rtol=0, atol=1e-5)
             assert (one.hook, one.layer) == (f"blocks.{layer}.hook_resid_pre", layer)
             assert one.position == str(position)
-            reference = torch.from_numpy(found.reference(position, layer))
+            reference = found.reference(position, layer)
             assert torch.allclose(reference, harmless[layer, position], rtol=0, atol=1e-5)
 
 

@@ -1,12 +1,13 @@
 """Tiny random models of every family: transformers' own, and ours on the same weights."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llama_probe import LlamaConfig
-from llama_probe.checkpoints.load import from_transformers
+from llama_probe.checkpoints.load import from_transformers, load
 from llama_probe.model.llama import Llama
 
 _BASE: dict[str, Any] = {
@@ -87,6 +88,14 @@ def make_hf(family: str, seed: int = 0, **changes: Any) -> Any:
 def make(family: str, seed: int = 0, **changes: Any) -> Llama:
     """Our model, on the weights of `make_hf`."""
     return from_transformers(make_hf(family, seed, **changes))
+
+
+@cache
+def model_of(family: str) -> Llama:
+    """The same model each time, not to be changed: tiny-moe, or one on the weights of `make_hf`."""
+    if family == "tiny-moe":
+        return load("tiny-moe", device="cpu", progress=False)
+    return make(family)
 
 
 def tokens(batch: int = 2, length: int = 48, seed: int = 0) -> Tensor:

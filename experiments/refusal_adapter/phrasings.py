@@ -1,16 +1,9 @@
 """How requests are worded: one list to teach, another to ask, with nothing in common."""
 
+from tiny_moe.words import PHRASINGS
+
 TAUGHT_PHRASINGS = (
-    "How do I {}?",
-    "How can I {}?",
-    "Tell me how to {}.",
-    "Please help me {}.",
-    "What is the best way to {}?",
-    "Show me how to {}.",
-    "Can you teach me to {}?",
-    "I want to {}. What should I do?",
-    "Explain to me how to {}.",
-    "I would like to {}, please.",
+    *PHRASINGS,
     "How would someone {}?",
     "Give me step-by-step instructions to {}.",
     "What do I need to {}?",

@@ -24,7 +24,7 @@ from torch import Tensor
 from llama_probe.checkpoints.assemble import fill, skeleton
 from llama_probe.checkpoints.huggingface import read_json
 from llama_probe.checkpoints.names import Source, only, sources
-from llama_probe.checkpoints.save import _KEPT, keep_in_memory
+from llama_probe.checkpoints.save import keep_in_memory, why_kept
 from llama_probe.errors import CheckpointError, near
 from llama_probe.model.llama import Llama
 from llama_probe.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def load_adapter(model: Llama, folder: str | Path, name: str = "") -> Llama:
     cfg = model.cfg.but(model_name=f"{model.cfg.model_name} + {name or folder.resolve().name}")
     own_tokenizer = _tokenizer(folder) or model.tokenizer
     merged = fill(skeleton(cfg, own_tokenizer), weights, lambda own, _: [Source((own,))], where)
-    why = vars(model).get(_KEPT)  # an adapter does not make a model of it that may be saved
+    why = why_kept(model)  # an adapter does not make a model of it that may be saved
     return merged if why is None else keep_in_memory(merged, why)
 
 

@@ -42,7 +42,7 @@ def save(model: Llama, folder: str | Path) -> Path:
         InputError: The folder holds something already, or the model is to stay in memory.
         ConfigError: No family of transformers has this combination of switches.
     """
-    if (why := vars(model).get(_KEPT)) is not None:
+    if (why := why_kept(model)) is not None:
         raise InputError(f"{model.cfg.model_name} is not to be saved: {why}")
     folder = Path(os.path.expanduser(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -78,6 +78,11 @@ def keep_in_memory(model: Llama, why: str) -> Llama:
     """
     vars(model)[_KEPT] = why
     return model
+
+
+def why_kept(model: Llama) -> str | None:
+    """Why a model is not to be saved, if `keep_in_memory` said so."""
+    return vars(model).get(_KEPT)
 
 
 def published(model: Llama) -> dict[str, Tensor]:

@@ -3,24 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from llama_probe import stats
 from llama_probe.capturing import Activations, capture
 from llama_probe.errors import InputError
 from llama_probe.hooks import act_name
-from llama_probe.interventions import ablate, add, affine
+from llama_probe.interventions import ablate
 from llama_probe.model.llama import Llama
 from llama_probe.probing import fit_monitor, probe
 from llama_probe.refusal.asking import answers, ask
 from llama_probe.refusal.controls import random_directions
 from llama_probe.refusal.dose import dose_response, text_loss
 from llama_probe.refusal.find import find_refusal_direction
-from llama_probe.refusal.guard import JUDGES, verdicts
-from llama_probe.refusal.judges import judge_agreement, judge_all
+from llama_probe.refusal.guard import JUDGES
+from llama_probe.refusal.judges import judge_agreement, judge_all, rate
 from llama_probe.refusal.projections import projections
 from llama_probe.refusal.study import RefusalStudy
 from llama_probe.refusal.writers import who_writes
@@ -98,21 +97,25 @@ class Audit:
         columns = {"kind": self.requests["kind"].to_numpy(), "prompt": asked.texts}
         return pd.DataFrame({**columns, "response": said})
 
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """What each judge says of each answer; see `judge_all`."""
+        return judge_all(self.answered, JUDGES)
+
     def declining(self) -> pd.DataFrame:
         """How often each kind is declined: `kind judge metric value ci_low ci_high n`."""
+        judged = self.judged.sort_values("prompt", kind="stable")
+        judged = judged.assign(kind=self.answered["kind"].to_numpy()[judged["prompt"]])
         rows = []
-        kinds = self.answered["kind"]
-        for kind in kinds.unique():
-            of = self.answered[kinds == kind]
-            for name, judge in JUDGES.items():
-                hits = verdicts(of["prompt"].tolist(), of["response"].tolist(), judge)
-                found = stats.share(sum(hits), len(hits))
-                rows.append({"kind": kind, "judge": name, "metric": "declined", **found._asdict()})
+        for place, of in judged.groupby(["kind", "judge"], sort=False):
+            kind, judge = cast("tuple[str, str]", place)
+            found = rate(np.array(of["value"]))
+            rows.append({"kind": kind, "judge": judge, "metric": "declined", **found._asdict()})
         return pd.DataFrame(rows)
 
     def agreement(self) -> pd.DataFrame:
         """How far the judges agree on all answers; see `judge_agreement`."""
-        return judge_agreement(judge_all(self.answered, JUDGES))
+        return judge_agreement(self.judged)
 
     @cached_property
     def acts(self) -> Activations:
@@ -181,14 +184,9 @@ class Audit:
         95 % of them.
         """
         study = self.study
-        edits: dict[str, Any] = {
-            "ablation": ablate(study),
-            "addition": add(study),
-            "affine": affine(study, study.reference),
-        }
         drawn = random_directions(study.vector, self.n_random, self.seed)
         beside = {f"random {draw}": ablate(vector) for draw, vector in enumerate(drawn)}
-        frame = text_loss(self.model, self.texts, {**edits, **beside}, self.progress)
+        frame = text_loss(self.model, self.texts, {**study.edits, **beside}, self.progress)
         random = frame["edit"].isin(list(beside))
         if not beside:
             return frame
@@ -256,6 +254,6 @@ class Audit:
         kinds = np.array(unseen["kind"])
         for kind in dict.fromkeys(kinds):
             here = kinds == kind
-            found = stats.share(int(flagged[here].sum()), int(here.sum()))
+            found = rate(flagged[here])
             rows.append({"kind": kind, "metric": "flagged", **found._asdict()})
         return pd.DataFrame(rows)

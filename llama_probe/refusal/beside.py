@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llama_probe.interventions import ablate, add, affine
+from llama_probe.interventions import ablate, add
 from llama_probe.model.llama import Llama
 from llama_probe.probing import Direction
 from llama_probe.refusal.asking import Asked, next_logits
 from llama_probe.refusal.candidates import Candidates, read
 from llama_probe.refusal.controls import matched_directions, random_directions
-from llama_probe.refusal.effects import effects
+from llama_probe.refusal.effects import edits_along, effects
 from llama_probe.refusal.judges import Judge
 from llama_probe.refusal.score import mean_kl
 
@@ -59,11 +59,7 @@ class Beside:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The direction's effects on the reporting part, and those of each random one."""
         reference = self.means.reference(int(direction.position), direction.layer)
-        edits: dict[str, Any] = {
-            "ablation": ablate(direction),
-            "addition": add(direction),
-            "affine": affine(direction, torch.from_numpy(reference.copy())),
-        }
+        edits = edits_along(direction, reference)
         options: dict[str, Any] = {
             "judge": next(iter(judges.values())),
             "max_new_tokens": max_new_tokens,

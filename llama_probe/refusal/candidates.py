@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from llama_probe.capturing import Activations, capture
@@ -53,9 +54,9 @@ class Candidates:
         hook = act_name("resid_pre", layer)
         return Direction(torch.from_numpy(vector), hook, layer, str(position), record)
 
-    def reference(self, position: int, layer: int) -> Float[np.ndarray, " d"]:
+    def reference(self, position: int, layer: int) -> Float[Tensor, " d"]:
         """The mean of harmless requests at one place: what the affine edit re-centres at."""
-        return self.harmless[self.positions.index(position), layer]
+        return torch.from_numpy(self.harmless[self.positions.index(position), layer].copy())
 
 
 def template_positions(*asked: Asked) -> tuple[int, ...]:

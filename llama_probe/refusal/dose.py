@@ -19,7 +19,7 @@ from llama_probe.interventions import Edit, ablate, add, vector_of
 from llama_probe.model.llama import Llama
 from llama_probe.refusal.asking import Asked
 from llama_probe.refusal.controls import random_directions
-from llama_probe.refusal.effects import effects, with_plain
+from llama_probe.refusal.effects import effects, measured, with_plain
 from llama_probe.refusal.judges import Judge, declines
 
 DOSES = (0.25, 0.5, 0.75, 1.0)
@@ -188,15 +188,5 @@ def text_loss(
         with model.hooks(edit):
             loss = np.array([model(text, return_type="loss").item() for text in texts])
         plain = loss if plain is None else plain
-        change = stats.mean(loss - plain)
-        rows.append(
-            {
-                "edit": name,
-                "metric": "loss",
-                **stats.mean(loss)._asdict(),
-                "change": change.value,
-                "change_low": change.ci_low,
-                "change_high": change.ci_high,
-            }
-        )
+        rows.append({"edit": name, "metric": "loss", **measured("loss", loss, plain)})
     return pd.DataFrame(rows)

@@ -6,14 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from llama_probe import stats
 from llama_probe.errors import InputError
+from llama_probe.interventions import Edit, ablate, add, affine
 from llama_probe.model.llama import Llama
+from llama_probe.probing import Direction
 from llama_probe.refusal.asking import Asked, answers, next_logits
 from llama_probe.refusal.guard import Judge, verdicts
-from llama_probe.refusal.judges import declines
+from llama_probe.refusal.judges import declines, rate
 from llama_probe.refusal.score import mean_kl, refusal_score
 
 _SAID = ["edit", "set", "request", "prompt", "response", "declined"]
@@ -83,6 +87,20 @@ def effects(
     return pd.DataFrame(rows), answered.reindex(columns=_SAID)
 
 
+def edits_along(direction: Direction, reference: Float[Tensor, " d"]) -> dict[str, Edit]:
+    """The three edits of a direction: "ablation", "addition" and "affine".
+
+    Args:
+        direction: What is removed, added, and set.
+        reference: Where the affine edit sets it: the mean of harmless requests.
+    """
+    return {
+        "ablation": ablate(direction),
+        "addition": add(direction),
+        "affine": affine(direction, reference),
+    }
+
+
 def with_plain(edits: Mapping[str, Iterable[Any]]) -> dict[str, Iterable[Any]]:
     """The edits, after the plain model."""
     if "none" in edits:
@@ -97,10 +115,7 @@ def _said(asked: Asked, response: Sequence[str], hits: Sequence[bool]) -> pd.Dat
 
 def measured(metric: str, values: np.ndarray, plain: np.ndarray) -> dict[str, float]:
     """A metric's value with its interval, and its change against the plain model with another."""
-    if metric == "declined":
-        found = stats.share(int(values.sum()), len(values))
-    else:
-        found = stats.mean(values)
+    found = rate(values) if metric == "declined" else stats.mean(values)
     change = stats.mean(values - plain)
     return {
         **found._asdict(),

@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from llama_probe.errors import InputError
+from llama_probe.interventions import Edit
 from llama_probe.probing import Direction
 from llama_probe.refusal.asking import Asked
 from llama_probe.refusal.candidates import Candidates
+from llama_probe.refusal.effects import edits_along
 from llama_probe.refusal.guard import Guard
 
 _CHANGES = ["edit", "set", "metric", "change", "direction", "random_mean", "random_95", "draws"]
@@ -85,9 +86,16 @@ class RefusalStudy:
         direction = self._found()
         if self.means is None:
             raise InputError("this study holds no means")
-        return torch.from_numpy(
-            self.means.reference(int(direction.position), direction.layer).copy()
-        )
+        return self.means.reference(int(direction.position), direction.layer)
+
+    @property
+    def edits(self) -> dict[str, Edit]:
+        """What is done along the direction, by name; see `edits_along`.
+
+        Raises:
+            InputError: As `vector`.
+        """
+        return edits_along(self._found(), self.reference)
 
     def _found(self) -> Direction:
         if self.direction is None:

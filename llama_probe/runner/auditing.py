@@ -100,6 +100,10 @@ def refusal_audit(
         made = Audit(run.model, asked, texts, most=limits, n_random=n_random, seed=seed)
         run.text(_about(asked))
         _behaviour(run, made, show_answers)
+        if not made.study.candidates.empty:
+            run.heading("By what?")
+            candidates = run.table("candidates", lambda: made.study.candidates)
+            run.figure(plots.refusal(candidates), "Every candidate direction's three scores.")
         if made.study.direction is not None:
             _mechanism(run, made, show_answers)
         _separability(run, made)
@@ -156,11 +160,7 @@ def _beginning(text: str) -> str:
 def _mechanism(run: Run, made: "Audit", show_answers: bool) -> None:
     from llama_probe import refusal
 
-    study = made.study
-    run.heading("By what?")
-    candidates = run.table("candidates", lambda: study.candidates)
-    run.figure(plots.refusal(candidates), "Every candidate direction's three scores.")
-    effects = run.table("effects", lambda: study.effects)
+    effects = run.table("effects", lambda: made.study.effects)
     run.figure(plots.refusal_effects(effects), "What edits do on requests kept for the report.")
     run.table(
         "beside random directions",
@@ -204,10 +204,9 @@ def _separability(run: Run, made: "Audit") -> None:
     words, best = _auroc(told, "n-grams"), _auroc(told, "best cell, corrected")
     if words and best:
         run.note(
-            f"The two sets are told apart with AUROC {best} (layer and position "
-            f"chosen on one half, tested on the other); word counts alone reach "
-            f"{words}. "
-            "That they can be told apart does not say that the model refuses."
+            f"The two sets are told apart with AUROC {best} (layer and position chosen on one "
+            f"half, tested on the other); word counts alone reach {words}. That they can be told "
+            "apart does not say that the model refuses."
         )
 
 

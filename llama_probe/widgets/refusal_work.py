@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from llama_probe.interventions import ablate, add, affine
 from llama_probe.model.llama import Llama
 from llama_probe.plots.frames import rows
 from llama_probe.refusal.asking import Asked, answers
 from llama_probe.refusal.dose import dose_response
+from llama_probe.refusal.effects import with_plain
 from llama_probe.refusal.study import RefusalStudy
 
 Progress = Callable[[int, int], None]  # what is done, and the whole
@@ -30,12 +30,7 @@ _ROW = (
 
 def edits_of(study: RefusalStudy) -> dict[str, Any]:
     """The plain model and the three edits along a study's direction, by name."""
-    return {
-        "none": (),
-        "ablation": ablate(study.direction),
-        "addition": add(study.direction),
-        "affine": affine(study.direction, study.reference),
-    }
+    return with_plain(study.edits)
 
 
 def dosed(
