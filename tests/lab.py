@@ -115,11 +115,16 @@ class Notebook:
         )
         return int(self.view(name).locator("[data-drawn]").get_attribute("data-drawn"))
 
-    def click(self, name: str, x: float, y: float) -> None:
-        """Click a cell of a figure, by its coordinates, as a person would."""
+    def click(self, name: str, *place: float | str) -> None:
+        """Click a cell of a figure, as a person would.
+
+        `place` is its coordinates, or a function of the figure that gives them: what is there may
+        still be redrawn, so it is asked again until the pointer has reached it.
+        """
         plot = self.view(name).locator(".js-plotly-plot")
         plot.scroll_into_view_if_needed()
-        for _ in range(40):
+        for _ in range(100):
+            x, y = plot.evaluate(place[0]) if isinstance(place[0], str) else place
             left, top = plot.evaluate(_PIXEL, [x, y])
             self.page.mouse.move(left - 3, top)
             self.page.mouse.move(left, top, steps=3)

@@ -219,11 +219,14 @@ def test_a_probe_is_looked_into_with_clicks(opened):
     notebook.click("probedashboard-grid", 1, 3)
     notebook.wait_caption("probedashboard-scores", "What the probe of layer 3 says")
     worst = notebook.view("probedashboard-wrong").locator(".js-plotly-plot")
-    notebook.click("probedashboard-wrong", worst.evaluate("g => g._fullData[0].x[0]"), 0)
-    text = worst.evaluate("g => g._fullData[1].text[0]").split(": ", 1)[1].rstrip("…")
+    notebook.click("probedashboard-wrong", "g => [g._fullData[0].x[0], 0]")
     strip = notebook.view("probedashboard-text").locator(".lp-strip").element_handle()
     notebook.page.wait_for_function(
-        "([strip, text]) => strip.textContent.includes(text)", arg=[strip, text.replace(" ", "·")]
+        """([strip, plot]) => {
+          const [, ...text] = plot._fullData[1].text[0].replace(/…$/, "").split(": ");
+          return strip.textContent.includes(text.join(": ").replaceAll(" ", "·"));
+        }""",
+        arg=[strip, worst.element_handle()],
     )
 
 
@@ -245,9 +248,8 @@ def test_a_refusal_direction_is_looked_into_with_clicks(opened):
     notebook.drawn("refusaldashboard-plane")
     notebook.click("refusaldashboard-selection", 3, 2)
     notebook.wait_caption("refusaldashboard-projections", "Requests on the candidate at −3")
-    plane = notebook.view("refusaldashboard-plane").locator(".js-plotly-plot")
-    place = plane.evaluate("g => [g._fullData[0].x[2], g._fullData[0].y[2]]")
-    notebook.click("refusaldashboard-plane", *place)
+    second = "g => [g._fullData[0].x[2], g._fullData[0].y[2]]"
+    notebook.click("refusaldashboard-plane", second)
     notebook.wait_caption("refusaldashboard-request", "Request 2, restricted")
     notebook.page.get_by_role("button", name="Generate").click()
     notebook.page.get_by_text("Answers to request 2, restricted").wait_for()
