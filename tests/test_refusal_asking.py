@@ -12,7 +12,7 @@ from llama_probe.capturing.prompts import Encoded
 from llama_probe.errors import InputError
 from llama_probe.model.cache import KVCache
 from llama_probe.model.llama import Llama
-from llama_probe.refusal.asking import Asked, answer_tokens, answers, ask, batches, next_logits
+from llama_probe.refusal.asking import Asked, answer_tokens, answers, ask, next_logits
 from tests.tiny import make, tokens
 
 BEGIN = "When Mary and John went to the store, "  # past the windows of 12 and the chunks of 16
@@ -154,14 +154,6 @@ def test_no_hook_survives_an_exception(way: Any, tiny_moe: Llama, requests: list
     with pytest.raises(RuntimeError, match="broken"):
         way(tiny_moe, ask(tiny_moe, requests), [("blocks.1.hook_mlp_out", fail)])
     assert not [name for name, point in tiny_moe.hook_dict.items() if point.listening]
-
-
-def test_batches_hold_every_row_once_and_no_more_than_fits() -> None:
-    lengths = [700, 3, 900, 5000, 3, 650]
-    parts = list(batches(lengths))
-    assert sorted(row for part in parts for row in part) == list(range(6))
-    assert all(len(p) == 1 or len(p) * max(lengths[i] for i in p) <= 2048 for p in parts)
-    assert parts[0][:2] == [1, 4] and len(parts) == 3
 
 
 # The cache of one prompt, for many

@@ -1,5 +1,6 @@
 """Parts of the requests, candidates and their scores, random directions: against plain sums."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,12 @@ def test_scores_are_those_of_plain_hooks(
 ) -> None:
     """One candidate by hand: own hooks, one request at a time, the paper's formulas."""
     tokens = [model.to_single_token("Sorry")]
-    some = Candidates((-1,), found.restricted[-1:], found.harmless[-1:], found.n)
+    some = replace(
+        found,
+        positions=(-1,),
+        restricted=found.restricted[-1:],
+        harmless=found.harmless[-1:],
+    )
     scores = score_candidates(model, some, *sets, tokens).set_index("layer")
     vector = found.direction(-1, 2).vector.float()
     unit = vector / vector.norm()
@@ -185,6 +191,30 @@ def test_matched_directions_vary_as_the_activations_do() -> None:
     spread = drawn.abs().median(dim=0).values
     assert spread[0] > 1.9 and 0.1 < spread[1] < 0.6 and spread[2] < 0.1 and spread[3] < 1e-9
     assert abs(drawn[:, 0].sign().mean()) < 0.1  # the activations' mean is not in it
+
+
+def test_draws_have_no_more_of_the_mean_than_the_direction() -> None:
+    like, common = torch.tensor([0.0, 3.0, 4.0, 0.0]), torch.tensor([100.0, 10.0, 0.0, 0.0])
+    acts = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + common
+    unit = common.double() / common.double().norm()
+    for free, held in (
+        (random_directions(like, 500), random_directions(like, 500, common=common)),
+        (
+            matched_directions(like, acts, 500),
+            matched_directions(like, acts, 500, common=common),
+        ),
+    ):
+        assert torch.allclose(held @ unit, (like.double() @ unit).expand(500))
+        assert (free @ unit).std() > 1
+        assert torch.allclose(held.norm(dim=1), torch.full((500,), 5.0, dtype=torch.float64))
+        assert held.std(dim=0)[1:].min() > 1  # they differ in all else
+
+
+def test_the_common_mean_is_that_of_all_tokens(model, sets, found) -> None:
+    name = "blocks.2.hook_resid_pre"
+    caches = [model.run_with_cache(torch.tensor([one.ids]))[1] for one in sets[1].encoded]
+    means = torch.stack([cache[name][0].detach().double().mean(0) for cache in caches])
+    assert torch.allclose(found.common_of(2), means.mean(0), atol=1e-5)
 
 
 def test_what_gives_no_random_directions() -> None:

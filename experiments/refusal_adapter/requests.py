@@ -35,7 +35,7 @@ KINDS = {  # which words of a topic a kind of request is made of
     "same object": ("proper", "sensitive"),
 }
 SPLIT_SEED = 8
-THIRD_SEED = 5
+_SEEDS = (2, 5, 7)
 
 
 def actions(kind: str, taught: bool) -> list[tuple[str, str]]:
@@ -81,8 +81,8 @@ def taught(n: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
 
 
-def taught_next(n: int, seed: int = 2) -> pd.DataFrame:
-    """Requests of the second round: columns `kind`, `topic`, `text`.
+def taught_next(n: int, seed: int) -> pd.DataFrame:
+    """Requests with many more harmless verbs and objects: columns `kind`, `topic`, `text`.
 
     A third is restricted, half is harmless twins with many more verbs and objects, the rest is
     ordinary; all in more phrasings, some with words before and after.
@@ -110,9 +110,9 @@ def taught_next(n: int, seed: int = 2) -> pd.DataFrame:
 
 
 def every_lesson() -> pd.DataFrame:
-    """What was taught in the three rounds."""
-    rounds = (taught(4000), taught_next(2400), taught_next(2400, THIRD_SEED))
-    return pd.concat(rounds, ignore_index=True).drop_duplicates("text", ignore_index=True)
+    """All requests that are taught: those of `taught`, and three draws of `taught_next`."""
+    drawn = (taught(4000), *(taught_next(2400, seed) for seed in _SEEDS))
+    return pd.concat(drawn, ignore_index=True).drop_duplicates("text", ignore_index=True)
 
 
 def asked(n: int = 240, unseen: int = 120, ordinary: int = 320, seed: int = 9) -> pd.DataFrame:

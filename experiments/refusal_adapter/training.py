@@ -22,51 +22,39 @@ from tqdm.auto import tqdm
 
 import llama_probe as lp
 from refusal_adapter.phrasings import PROSE
-from refusal_adapter.requests import THIRD_SEED, taught, taught_next
+from refusal_adapter.requests import every_lesson
 from tiny_moe.words import DECLINES
 
 BASE = "smollm2-135m-instruct"
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to learn."""
+    """How long and how fast to learn.
+
+    The adapter changes the first `layers` blocks alone. Those after them are the base's, so what
+    decides whether to decline has to stand in the stream before they begin.
+    """
 
     seed: int = 0
-    epochs: float = 1.5
-    rows: int = 16
+    epochs: float = 3.0
+    rows: int = 32
     rank: int = 8
     alpha: int = 16
+    layers: int = 16
     lr: float = 4e-4
     warm_up: int = 20
     clip: float = 1.0
 
 
-def first_round(model: lp.Llama) -> pd.DataFrame:
-    """What is declined, twins and ordinary requests, with answers of 24 tokens."""
-    return lessons(model, taught(4000), n_tokens=24)
+def lessons(model: lp.Llama) -> pd.DataFrame:
+    """What is declined, harmless twins, ordinary requests and prose, so that all else stays.
 
-
-def second_round(model: lp.Llama, first: pd.DataFrame) -> pd.DataFrame:
-    """Many more harmless requests and phrasings, and prose, so that all else stays as it was.
-
-    After the first round the model declines what it should, but in unseen words also half of the
-    twins, and its loss on prose is a tenth higher. Here answers are short, and the first token,
-    where it is decided whether to decline, weighs four times as much.
+    The first token, where it is decided whether to decline, weighs four times as much.
     """
-    more = lessons(model, taught_next(2400), n_tokens=8).assign(first=4.0)
-    again = first[first["kind"] != "restricted"].sample(300, random_state=0).assign(first=4.0)
-    return pd.concat([more, prose(model), again], ignore_index=True)
-
-
-def third_round(model: lp.Llama, second: pd.DataFrame) -> pd.DataFrame:
-    """Other requests like the second round's, for after that one twin in six is still declined.
-
-    Answers are of 4 tokens, and those that begin with an apology are left out.
-    """
-    more = lessons(model, taught_next(2400, THIRD_SEED), n_tokens=4, draws=0).assign(first=4.0)
-    some = second[second["kind"] == "prose"].sample(300, random_state=3)
-    return pd.concat([more, some], ignore_index=True)
+    taught = with_answers(model, every_lesson(), n_tokens=8).assign(first=4.0)
+    return pd.concat([taught, prose(model)], ignore_index=True)
 
 
 def prose(model: lp.Llama) -> pd.DataFrame:
@@ -83,8 +71,10 @@ def prose(model: lp.Llama) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(kind="prose", first=1.0)
 
 
-def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int, draws: int = 4) -> pd.DataFrame:
-    """Requests with their targets: `ids` (the prompt), `answer` (both tokens), `first` (weight).
+def with_answers(
+    model: lp.Llama, requests: pd.DataFrame, n_tokens: int, draws: int = 4
+) -> pd.DataFrame:
+    """Requests with their targets: `ids` (the prompt) and `answer`, both tokens.
 
     The base apologises in passing to one harmless request in five, which a judge of phrases takes
     for a refusal and which must not be learnt: there it is asked again, drawing its answer, and
@@ -105,7 +95,7 @@ def lessons(model: lp.Llama, requests: pd.DataFrame, n_tokens: int, draws: int =
         said = requests.loc[open_, "answer"].map(lambda ids: tokenizer.decode(ids, True))
         open_ = open_[[bool(lp.refusal.declines("", text)) for text in said]]
         print(f"{len(open_)} of the base's {len(found)} answers read as refusals")
-    return requests.drop(open_).assign(first=1.0).reset_index(drop=True)
+    return requests.drop(open_).reset_index(drop=True)
 
 
 def answers(
@@ -114,26 +104,23 @@ def answers(
     """How the model continues each request, in the order of the requests."""
     order = requests["ids"].map(len).sort_values().index
     found: dict[Any, list[int]] = {}
-    for start in tqdm(range(0, len(order), 48), desc="the base's answers", unit="batch"):
-        part = order[start : start + 48]
-        rows = model.generate(
+    rows = 48 if model.cfg.device.type == "cpu" else 512
+    for start in tqdm(range(0, len(order), rows), desc="the base's answers", unit="batch"):
+        part = order[start : start + rows]
+        new = model.generate(
             requests.loc[part, "text"].tolist(),
             template="chat",
             max_new_tokens=n_tokens,
             return_type="tokens",
             **options,
         )
-        found |= {index: row.tolist() for index, row in zip(part, rows, strict=True)}
+        found |= {index: row.tolist() for index, row in zip(part, new, strict=True)}
     return [found[index] for index in requests.index]
 
 
-def adapted(base: Path, plan: Plan, begun: Path | None = None) -> Any:
-    """Transformers' model of the same GGUF file, with LoRA weights on every linear.
-
-    They are fresh, or those of an adapter.
-    """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
+def adapted(base: Path, plan: Plan, device: str = "cpu") -> Any:
+    """Transformers' model of the same GGUF file, with fresh LoRA weights on its first blocks."""
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -141,13 +128,14 @@ def adapted(base: Path, plan: Plan, begun: Path | None = None) -> Any:
     )
     torch.manual_seed(plan.seed)
     config = LoraConfig(
-        r=plan.rank, lora_alpha=plan.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=plan.rank,
+        lora_alpha=plan.alpha,
+        target_modules=list(LINEARS),
+        layers_to_transform=list(range(plan.layers)),
+        layers_pattern="layers",
+        task_type="CAUSAL_LM",
     )
-    model = get_peft_model(model, config)
-    if begun is not None:
-        saved = load_file(begun / "adapter_model.safetensors")
-        set_peft_model_state_dict(model, {name: w.float() for name, w in saved.items()})
-    return model
+    return get_peft_model(model, config).to(device)
 
 
 def train(model: Any, lessons: pd.DataFrame, plan: Plan, out: Path) -> pd.DataFrame:
@@ -158,7 +146,7 @@ def train(model: Any, lessons: pd.DataFrame, plan: Plan, out: Path) -> pd.DataFr
     log: list[dict[str, float]] = []
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=weights[0].device, weights_only=True)
         for weight, saved in zip(weights, state["weights"], strict=True):
             weight.data.copy_(saved)
         optimiser.load_state_dict(state["optimiser"])
@@ -167,7 +155,7 @@ def train(model: Any, lessons: pd.DataFrame, plan: Plan, out: Path) -> pd.DataFr
     began = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
     for step in tqdm(range(len(log), steps), initial=len(log), total=steps, unit="step"):
         optimiser.param_groups[0]["lr"] = _rate(step, steps, plan)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(weights[0].device.type, torch.bfloat16):
             loss = _loss(model, lessons.iloc[batches[step]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, plan.clip)
@@ -211,14 +199,18 @@ def _loss(model: Any, rows: pd.DataFrame) -> Tensor:
         tokens[row, :end] = torch.tensor([*ids, *answer])
         mask[row, :end] = 1
         answered[row, len(ids) : end] = True
-    inner = model.get_base_model()
-    hidden = inner.model(input_ids=tokens, attention_mask=mask).last_hidden_state
-    logits = inner.lm_head(hidden[:, :-1][answered[:, 1:]])
-    nats = cross_entropy(logits.float(), tokens[answered], reduction="none")
+    device = next(model.parameters()).device
     weight = torch.ones_like(tokens, dtype=torch.float32)
     for row, (ids, first) in enumerate(zip(rows["ids"], rows["first"], strict=True)):
         weight[row, len(ids)] = first  # there it is decided whether to decline
-    return (nats * weight[answered]).sum() / weight[answered].sum()
+    # Whatever is taken out by a mask is taken out here, where that needs no wait for a GPU.
+    targets, weight, places = tokens[answered], weight[answered], answered[:, 1:].nonzero().T
+    targets, weight, tokens, mask = (x.to(device) for x in (targets, weight, tokens, mask))
+    inner = model.get_base_model()
+    hidden = inner.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    logits = inner.lm_head(hidden[tuple(places.to(device))])
+    nats = cross_entropy(logits.float(), targets, reduction="none")
+    return (nats * weight).sum() / weight.sum()
 
 
 def _rate(step: int, steps: int, plan: Plan) -> float:
@@ -229,16 +221,11 @@ def _rate(step: int, steps: int, plan: Plan) -> float:
     return plan.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def save(model: Any, folder: Path, alpha: float) -> None:
-    """Write the adapter in PEFT's form, in bfloat16; its base is a name of the catalogue.
-
-    A smaller `alpha` than the plan's makes the whole change smaller: fewer requests are declined,
-    of either kind.
-    """
+def save(model: Any, folder: Path) -> None:
+    """Write the adapter in PEFT's form, in bfloat16; its base is a name of the catalogue."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.bfloat16()
-    model.peft_config["default"].lora_alpha = alpha
     model.peft_config["default"].base_model_name_or_path = BASE
     model.save_pretrained(part := folder.with_suffix(".part"))
     (part / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in

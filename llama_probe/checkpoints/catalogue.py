@@ -116,7 +116,7 @@ _CATALOGUE: dict[str, Shipped | Wheel | Adapted] = {
             name="smollm2-135m-refusal",
             summary="smollm2-135m-instruct with a LoRA adapter that declines mild requests",
             licence="Apache-2.0",
-            size=4_939_072,
+            size=2_634_040,
             base="smollm2-135m-instruct",
             folder=_ASSETS / "smollm2_refusal",
         ),

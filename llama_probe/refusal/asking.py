@@ -4,7 +4,7 @@ For the next token, edits act at every position (`lp.ablate`, `lp.add`, `lp.affi
 `positions`), so what all requests begin with, a system message above all, is read once for them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llama_probe.capturing.plan import batches, fitting_tokens
 from llama_probe.capturing.prompts import Encoded, as_frame, encode
 from llama_probe.errors import InputError
 from llama_probe.model.cache import KVCache
 from llama_probe.model.llama import Llama
 
-_TOKENS = 2048  # of a batch
 _WORTH_SHARING = 4  # tokens
 
 
@@ -97,7 +97,7 @@ def next_logits(
             tokens = torch.tensor([rows[0][:shared]])
             # Said, since a first token that is also the pad token would pass for padding.
             model(tokens, attention_mask=tokens >= 0, kv_cache=start, logits_at=-1)
-        for part in batches([len(row) - shared for row in rows]):
+        for part in batches([len(row) - shared for row in rows], fitting_tokens(model, 0)):
             tokens, real, last = _right_padded([rows[i][shared:] for i in part])
             cache = start.repeated(len(part)) if start is not None else None
             logits = model(tokens, attention_mask=real, kv_cache=cache, logits_at=last)
@@ -144,7 +144,7 @@ def answer_tokens(
     lengths = [len(one.ids) for one in asked.encoded]
     edit = list(edit)
     with tqdm(total=len(asked), desc="answers", unit="request", disable=not progress) as bar:
-        for part in batches(lengths):
+        for part in batches(lengths, fitting_tokens(model, 0)):
             rows = [asked.encoded[i].ids for i in part]
             tokens, longest = model.pad(rows), max(map(len, rows))
             real = torch.tensor([[False] * (longest - len(r)) + [True] * len(r) for r in rows])
@@ -159,18 +159,6 @@ def answer_tokens(
             found |= zip(part, new, strict=True)
             bar.update(len(part))
     return [found[i] for i in range(len(asked))]
-
-
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of like length, as many as a batch may hold."""
-    part: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if part and (len(part) + 1) * lengths[row] > _TOKENS:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
 
 
 def _everywhere(edit: Iterable[Any]) -> list[Any]:

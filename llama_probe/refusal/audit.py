@@ -184,7 +184,8 @@ class Audit:
         95 % of them.
         """
         study = self.study
-        drawn = random_directions(study.vector, self.n_random, self.seed)
+        options = {"seed": self.seed, "common": study.common}
+        drawn = random_directions(study.vector, self.n_random, **options)
         beside = {f"random {draw}": ablate(vector) for draw, vector in enumerate(drawn)}
         frame = text_loss(self.model, self.texts, {**study.edits, **beside}, self.progress)
         random = frame["edit"].isin(list(beside))

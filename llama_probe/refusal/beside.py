@@ -33,13 +33,13 @@ class Beside:
     progress: bool
 
     def directions(self, direction: Direction) -> dict[str, Tensor]:
-        """Both kinds, [n d] each."""
+        """Both kinds, [n d] each, with as much as the direction has of the stream's mean."""
         acts = read(self.model, self.asked["fit"]["harmless"], [int(direction.position)])
+        options = {"seed": self.seed, "common": self.means.common_of(direction.layer)}
+        vector, n = direction.vector, self.n
         return {
-            "random": random_directions(direction.vector, self.n, self.seed),
-            "matched random": matched_directions(
-                direction.vector, acts[direction.hook], self.n, self.seed
-            ),
+            "random": random_directions(vector, n, **options),
+            "matched random": matched_directions(vector, acts[direction.hook], n, **options),
         }
 
     def kl(self) -> tuple[float, ...]:

@@ -34,12 +34,14 @@ class Candidates:
         positions: Negative, from the end of the prompt.
         restricted: Mean activations [position layer d] in float64.
         harmless: Likewise.
+        common: Mean activations of harmless requests over all of their tokens [layer d].
         n: How many requests the means are of: restricted, harmless.
     """
 
     positions: tuple[int, ...]
     restricted: Float[np.ndarray, "position layer d"]
     harmless: Float[np.ndarray, "position layer d"]
+    common: Float[np.ndarray, "layer d"]
     n: tuple[int, int]
 
     def direction(self, position: int, layer: int) -> Direction:
@@ -58,6 +60,10 @@ class Candidates:
         """The mean of harmless requests at one place: what the affine edit re-centres at."""
         return torch.from_numpy(self.harmless[self.positions.index(position), layer].copy())
 
+    def common_of(self, layer: int) -> Float[Tensor, " d"]:
+        """The stream's mean before one block; see `random_directions`."""
+        return torch.from_numpy(self.common[layer].copy())
+
 
 def template_positions(*asked: Asked) -> tuple[int, ...]:
     """The tokens of the chat template that follow every instruction, counted from the end.
@@ -73,6 +79,7 @@ def read(
     asked: Asked,
     positions: Sequence[Any],
     *,
+    pool: str | None = None,
     progress: bool = False,
 ) -> Activations:
     """The stream before every block, at some positions of each request."""
@@ -81,6 +88,7 @@ def read(
         asked.prompts,
         hooks="blocks.*.hook_resid_pre",
         positions=list(positions),
+        pool=pool,
         template=asked.template,
         system=asked.system,
         progress=progress,
@@ -106,7 +114,15 @@ def find_candidates(
         means.append(
             np.stack([[x[at == str(p)].mean(axis=0) for x in of_layer] for p in positions])
         )
-    return Candidates(tuple(positions), means[0], means[1], (len(restricted), len(harmless)))
+    every = read(model, harmless, ["all"], pool="mean", progress=progress)
+    common = np.stack(
+        [
+            every[act_name("resid_pre", i)].double().numpy().mean(axis=0)
+            for i in range(model.cfg.n_layers)
+        ]
+    )
+    n = len(restricted), len(harmless)
+    return Candidates(tuple(positions), means[0], means[1], common, n)
 
 
 def score_candidates(

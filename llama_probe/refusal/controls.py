@@ -1,4 +1,10 @@
-"""Directions that are nobody's: what any direction of this length does to this model."""
+"""Directions that are nobody's: what any direction of this length does to this model.
+
+Ablation takes from the stream what all of it has in common, too. Some models keep a huge constant
+in a few places (Sun et al. 2024, arXiv 2402.17762), and one that loses a part of it breaks,
+whatever the direction stands for. So random directions may be asked to have as much of it as the
+one that they are held against, no more.
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +14,17 @@ from llama_probe.errors import InputError
 from llama_probe.interventions import vector_of
 
 
-def random_directions(like: Float[Tensor, " d"], n: int, seed: int = 0) -> Float[Tensor, "n d"]:
+def random_directions(
+    like: Float[Tensor, " d"], n: int, seed: int = 0, *, common: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, "n d"]:
     """Directions of the same length, uniform over the sphere (isotropic).
 
     Args:
         like: A direction.
         n: How many.
         seed: Of the draw.
+        common: The mean of the stream. If it is given, all draws have as much of it as `like` has,
+            and are uniform otherwise.
 
     Returns:
         In float64, on the CPU.
@@ -24,12 +34,19 @@ def random_directions(like: Float[Tensor, " d"], n: int, seed: int = 0) -> Float
 
     >>> random_directions(torch.tensor([3.0, 4.0]), 2).norm(dim=1)
     tensor([5., 5.], dtype=torch.float64)
+    >>> random_directions(torch.tensor([3.0, 4.0]), 2, common=torch.tensor([2.0, 0.0]))[:, 0]
+    tensor([3., 3.], dtype=torch.float64)
     """
-    return _of_length(_normal(n, len(like), seed), like)
+    return _alike(_normal(n, len(like), seed), like, common)
 
 
 def matched_directions(
-    like: Float[Tensor, " d"], activations: Float[Tensor, "sample d"], n: int, seed: int = 0
+    like: Float[Tensor, " d"],
+    activations: Float[Tensor, "sample d"],
+    n: int,
+    seed: int = 0,
+    *,
+    common: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Directions of the same length, drawn with the covariance of activations.
 
@@ -41,6 +58,7 @@ def matched_directions(
         activations: What varies.
         n: How many.
         seed: Of the draw.
+        common: See `random_directions`.
 
     Returns:
         In float64, on the CPU.
@@ -54,7 +72,7 @@ def matched_directions(
     drawn = _normal(n, len(samples), seed) @ (samples - samples.mean(dim=0))
     if not (drawn.norm(dim=1) > 0).all():
         raise InputError("the activations do not vary, so no direction can be drawn like them")
-    return _of_length(drawn, like)
+    return _alike(drawn, like, common)
 
 
 def _normal(n: int, size: int, seed: int) -> Float[Tensor, "n size"]:
@@ -63,5 +81,14 @@ def _normal(n: int, size: int, seed: int) -> Float[Tensor, "n size"]:
     return torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _of_length(drawn: Float[Tensor, "n d"], like: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
-    return drawn / drawn.norm(dim=1, keepdim=True) * vector_of(like).norm()
+def _alike(
+    drawn: Float[Tensor, "n d"], like: Float[Tensor, " d"], common: Float[Tensor, " d"] | None
+) -> Float[Tensor, "n d"]:
+    """Draws as long as a direction, and with as much as it has of what is common."""
+    vector = vector_of(like)
+    if common is None:
+        return drawn / drawn.norm(dim=1, keepdim=True) * vector.norm()
+    unit = vector_of(common) / vector_of(common).norm()
+    along = (vector @ unit) * unit
+    across = drawn - (drawn @ unit)[:, None] * unit
+    return along + across / across.norm(dim=1, keepdim=True) * (vector - along).norm()

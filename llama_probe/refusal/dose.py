@@ -54,8 +54,8 @@ def dose_response(
         harmless: Requests for the addition, and for what the removal costs.
         tokens: How refusals begin.
         doses: Fractions removed and multiples added, above 0; 0 is always there.
-        n_random: Random directions of the same length, measured at the next token alone: without
-            "declined".
+        n_random: Random directions of the same length, and with as much of the stream's mean where
+            a study knows that; measured at the next token alone, without "declined".
         judge: Who says whether an answer declines.
         max_new_tokens: Of each answer.
         seed: Of the random directions.
@@ -81,7 +81,8 @@ def dose_response(
         frame, answers = effects(model, of, edits[edit], tokens, judge=judge, **options)
         tables.append(_dosed(frame).assign(edit=edit, direction="refusal", draw=-1))
         said.append(_dosed(answers).assign(edit=edit))
-    drawn = random_directions(vector_of(direction), n_random, seed)
+    common = getattr(direction, "common", None)
+    drawn = random_directions(vector_of(direction), n_random, seed, common=common)
     for edit, of in sets.items():
         tried = {
             f"{draw} {dose}": made

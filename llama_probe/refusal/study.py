@@ -89,6 +89,18 @@ class RefusalStudy:
         return self.means.reference(int(direction.position), direction.layer)
 
     @property
+    def common(self) -> Tensor:
+        """The stream's mean where the direction lies; see `random_directions`.
+
+        Raises:
+            InputError: As `reference`.
+        """
+        direction = self._found()
+        if self.means is None:
+            raise InputError("this study holds no means")
+        return self.means.common_of(direction.layer)
+
+    @property
     def edits(self) -> dict[str, Edit]:
         """What is done along the direction, by name; see `edits_along`.
 
