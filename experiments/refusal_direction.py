@@ -38,6 +38,7 @@ def refusal_direction(
             n_random=n_random,
             max_new_tokens=8 if model == TINY else 24,
             seed=seed,
+            progress=run.progress,
         )
         found = run.table("found", lambda: outcome(made)).iloc[0]
         behaviour(run, made, found)

@@ -115,7 +115,7 @@ def test_its_tables_say_the_same(run, requests):
 @pytest.mark.slow
 def test_answers_are_redacted_where_they_are_shown_and_where_they_are_kept(report, run):
     kept = run.tables["answers"]["response"]
-    assert (kept.str.len() <= 24 + len("… (123 characters)")).all()
+    assert (kept.str.len() <= 24 + len("… (redacted: 123 characters)")).all()
     assert kept.str.startswith("Sorry, I can't help with…").sum() == PAIRS
     of_doses = run.tables["answers by dose"]["response"]
     assert not of_doses.str.contains("help with that", regex=False).any()

@@ -78,6 +78,13 @@ def test_a_model_is_loaded_once_a_grid_and_let_go(norms, tmp_path, monkeypatch):
     assert notes[0] == notes[1], "loading a model does not move the generators"
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_bars_of_steps_are_shown_or_not(norms, tmp_path, capsys, progress):
+    run(norms, out=tmp_path / "runs", progress=progress)
+    shown = capsys.readouterr().err
+    assert ("capture" in shown) == progress and bool(shown) == progress
+
+
 def test_a_capture_is_not_done_again(norms, tmp_path):
     (tmp_path / "broken").touch()
     [cell] = run(norms, out=tmp_path / "runs", progress=False).itertuples()

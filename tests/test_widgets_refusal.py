@@ -132,10 +132,10 @@ def test_answers_are_generated_on_demand_and_redacted(made, model):
         made._plane_of.prompt[0], template="chat", max_new_tokens=48, progress=False
     )
     assert said["none"] == plain == "Sorry, I can't help with that."
-    assert "Sorry" not in said["ablation"] and len(said["ablation"]) > 40
-    hidden = f"… (redacted: {len(said['ablation']) - 40} characters)"
-    assert said["ablation"][:40] + hidden in made._table.value.replace("&#x27;", "'")
-    assert said["ablation"][:42] not in made._table.value
+    assert "Sorry" not in said["ablation"] and len(said["ablation"]) > 24
+    hidden = f"… (redacted: {len(said['ablation']) - 24} characters)"
+    assert said["ablation"][:24] + hidden in made._table.value.replace("&#x27;", "'")
+    assert said["ablation"][:26] not in made._table.value
     made.select(prompt=5)
     assert "Sure" not in made._table.value and "“Generate”" in made._table.value
     made.select(prompt=0)

@@ -20,6 +20,7 @@ from llama_probe.model.cache import KVCache
 from llama_probe.model.llama import Llama
 
 _WORTH_SHARING = 4  # tokens
+_SHOWN = 24  # characters of an answer that is redacted
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,16 @@ def answers(
 def as_text(model: Llama, rows: Sequence[Tensor]) -> list[str]:
     """Answers as text, special tokens left out."""
     return [model._tokenizer().decode(row.tolist(), skip_special=True) for row in rows]
+
+
+def redacted(answer: str) -> str:
+    """How an answer begins, and how much of it is not shown.
+
+    >>> redacted("Sure. Take a walnut, and then …")
+    'Sure. Take a walnut, and… (redacted: 7 characters)'
+    """
+    hidden = len(answer) - _SHOWN
+    return answer if hidden <= 0 else f"{answer[:_SHOWN]}… (redacted: {hidden} characters)"
 
 
 def answer_tokens(

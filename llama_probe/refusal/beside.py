@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from llama_probe.interventions import ablate, add
+from llama_probe.interventions.vectors import along
 from llama_probe.model.llama import Llama
 from llama_probe.probing import Direction
 from llama_probe.refusal.asking import Asked, next_logits
@@ -43,11 +45,16 @@ class Beside:
         }
 
     def kl(self) -> tuple[float, ...]:
-        """What ablating isotropic ones costs on harmless requests of the selecting part."""
+        """What ablating isotropic ones costs on harmless requests of the selecting part.
+
+        They have nothing of the stream's mean: its share would say what breaking the model costs.
+        """
         harmless = self.asked["select"]["harmless"]
         plain = next_logits(self.model, harmless)
         # What is taken out does not depend on a direction's length.
         drawn = random_directions(torch.ones(self.model.cfg.d_model), self.n, self.seed)
+        common = normalize(torch.from_numpy(self.means.common), dim=1).mean(dim=0, keepdim=True)
+        drawn = drawn - along(drawn, normalize(common, dim=1))
         bar = tqdm(drawn, "random directions", unit="direction", disable=not self.progress)
         return tuple(
             mean_kl(plain, next_logits(self.model, harmless, ablate(one))).mean().item()

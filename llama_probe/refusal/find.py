@@ -1,6 +1,7 @@
 """`find_refusal_direction`: find it, prove it, and say what it costs, or say that there is none."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,42 @@ from llama_probe.refusal.study import RefusalStudy
 
 SETS = ("restricted", "harmless")
 _FEWEST_RANDOM = 20  # for a limit on KL; see `relaxed`
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """By what a candidate is chosen; see `select`."""
+
+    n_layers: int
+    kl_max: float
+    induce_min: float
+    prune: float
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """All but the limit on KL."""
+        return {"n_layers": self.n_layers, "induce_min": self.induce_min, "prune": self.prune}
+
+    def survivors(
+        self, scores: pd.DataFrame, random_kl: Sequence[float], nearest: bool
+    ) -> pd.DataFrame:
+        """By the published rule; else with the limit of random directions; else the nearest."""
+        found = select(scores, kl_max=self.kl_max, **self.others)
+        if found.empty and len(random_kl) >= _FEWEST_RANDOM:
+            found = relaxed(scores, random_kl, **self.others)
+        return self._nearest(scores) if found.empty and nearest else found
+
+    def _nearest(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """The candidate that works at the least cost, of late layers too.
+
+        Not the one with the lowest score: without a limit on KL that is one which breaks the model.
+        """
+        works = select(scores, **{**self.others, "kl_max": np.inf, "prune": 0.0})
+        works = works.query("refusal_score < 0").sort_values("kl_div_score", kind="stable")
+        cheapest = works.head(1).reset_index(drop=True)
+        costs, limit = cheapest["kl_div_score"], f"{self.kl_max:g}"
+        rules = [f"least KL of those that work, {kl:.3g}, none within {limit}" for kl in costs]
+        return cheapest.assign(rule=rules)
 
 
 def find_refusal_direction(
@@ -147,19 +184,11 @@ def find_refusal_direction(
     scores = score_candidates(
         model, means, chosen_on["restricted"], chosen_on["harmless"], tokens, **show
     )
-    rule: dict[str, Any] = {
-        "n_layers": model.cfg.n_layers,
-        "induce_min": induce_min,
-        "prune": prune,
-    }
-    scores["dropped"] = why_dropped(scores, kl_max=kl_max, **rule)
-    survivors = select(scores, kl_max=kl_max, **rule)
     around = Beside(model, means, asked, tokens, n_random, seed, progress)
     random_kl = around.kl()
-    if survivors.empty and n_random >= _FEWEST_RANDOM:
-        survivors = relaxed(scores, random_kl, **rule)
-    if survivors.empty and nearest:
-        survivors = _nearest(scores, kl_max, rule)
+    rule = _Rule(model.cfg.n_layers, kl_max, induce_min, prune)
+    scores["dropped"] = why_dropped(scores, kl_max=kl_max, **rule.others)
+    survivors = rule.survivors(scores, random_kl, nearest)
     record |= {"tokens": list(tokens), "candidates": len(scores), "survivors": len(survivors)}
     found = {
         "guard": seen,
@@ -265,18 +294,6 @@ def _learnt(
             return refusal_tokens(model)
         except InputError as unpublished:
             raise InputError(f"{unlearnt} ({unpublished})") from unlearnt
-
-
-def _nearest(scores: pd.DataFrame, kl_max: float, rule: Mapping[str, Any]) -> pd.DataFrame:
-    """The candidate that works at the least cost, of late layers too.
-
-    Not the one with the lowest score: without a limit on KL that is one which breaks the model.
-    """
-    works = select(scores, **{**rule, "kl_max": np.inf, "prune": 0.0}).query("refusal_score < 0")
-    cheapest = works.sort_values("kl_div_score", kind="stable", ignore_index=True).head(1)
-    costs = cheapest["kl_div_score"]
-    rules = [f"least KL of those that work, {kl:.3g}, none within {kl_max:g}" for kl in costs]
-    return cheapest.assign(rule=rules)
 
 
 def _none(scores: pd.DataFrame, n_random: int, nearest: bool) -> str:

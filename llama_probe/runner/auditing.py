@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from llama_probe.refusal import Audit
 
 _TINY = "tiny-moe"
-_LARGE = {"fit": 120, "select": 12, "report": 30}  # enough, for a model that takes its time
+_LARGE = {"fit": 120, "select": 24, "report": 30}  # enough, for a model that takes its time
 _DOSED = {
     "declined": "How often it declines, by how much of the direction is removed or added.",
     "refusal score": "The log odds that the answer begins as refusals do; beside it random ones.",
     "kl": "How much the next token changes, in nats; beside it random ones.",
 }
 _FACTS = 64
-_SHOWN = 24  # characters of an answer, where answers are redacted
 
 
 def audit(
@@ -97,7 +96,8 @@ def refusal_audit(
         asked = pd.read_csv(requests) if requests else _requests(model)
         limits = {} if model == _TINY else _LARGE
         texts = _prose(model)
-        made = Audit(run.model, asked, texts, most=limits, n_random=n_random, seed=seed)
+        options = {"n_random": n_random, "seed": seed, "progress": run.progress}
+        made = Audit(run.model, asked, texts, most=limits, **options)
         run.text(_about(asked))
         _behaviour(run, made, show_answers)
         if not made.study.candidates.empty:
@@ -148,13 +148,11 @@ def _behaviour(run: Run, made: "Audit", show_answers: bool) -> None:
 
 def _told(answers: pd.DataFrame, in_full: bool) -> pd.DataFrame:
     """Answers as they are kept: how they begin, unless they are asked for in full."""
+    from llama_probe.refusal.asking import redacted
+
     if in_full:
         return answers
-    return answers.assign(response=[_beginning(text) for text in answers["response"]])
-
-
-def _beginning(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+    return answers.assign(response=[redacted(text) for text in answers["response"]])
 
 
 def _mechanism(run: Run, made: "Audit", show_answers: bool) -> None:

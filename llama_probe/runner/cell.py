@@ -41,6 +41,7 @@ class Cell:
         out: The folder of all runs.
         again: Begin anew, whatever there is.
         engine: Who computes the shards of its captures: "local" or "ray".
+        progress: Whether its steps show bars.
     """
 
     experiment: str
@@ -49,6 +50,7 @@ class Cell:
     out: str
     again: bool = False
     engine: str = "local"
+    progress: bool = True
 
     @property
     def name(self) -> str:
@@ -147,7 +149,7 @@ def _kept(cell: Cell, old: records.Record, new: records.Record) -> Outcome:
 
 def _attempt(cell: Cell, found: Found, experiment: Experiment, record: records.Record) -> Outcome:
     try:
-        experiment.body(Run(cell.folder, record, cell.engine))
+        experiment.body(Run(cell.folder, record, cell.engine, cell.progress))
         record |= {"status": "complete", "ended": records.now()}
         write_report(cell.folder, record)
         records.write(cell.folder, record)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,7 +75,7 @@ def run(
         again: Begin anew, whatever there is.
         engine: "local"; "ray", which places cells, or the shards of a single one, on a Ray
             cluster; or an `Engine`, such as `RayEngine(workers=2)`.
-        progress: Show a bar for the whole grid, and what fails as it does.
+        progress: Show a bar for the whole grid and those of its steps, and what fails as it does.
         parameters: Their values; a list, tuple or range gives several.
 
     Returns:
@@ -129,13 +130,14 @@ def run_cells(
         found: Their experiment.
         cells: As `plan` gives them.
         engine: Who runs them.
-        progress: Show a bar, and what goes wrong as it does.
+        progress: Show bars, and what goes wrong as it does.
 
     Raises:
         InputError: There is no such engine.
         OutputError: The disk is full.
     """
     chosen = _engine(engine)
+    cells = [replace(cell, progress=progress) for cell in cells]
     waiting = _labels(cells)
     outcomes = []
     try:

@@ -41,10 +41,14 @@ class Run:
         folder: Where all of it is kept.
         seed: The experiment's.
         arguments: What the experiment was called with.
+        progress: Whether steps should show bars.
     """
 
-    def __init__(self, folder: Path, record: records.Record, engine: str = "local") -> None:
+    def __init__(
+        self, folder: Path, record: records.Record, engine: str = "local", progress: bool = True
+    ) -> None:
         self.folder = folder
+        self.progress = progress
         self.seed: int = record["seed"]
         self.arguments: dict[str, Any] = record["arguments"]
         self._record = record
@@ -65,7 +69,7 @@ class Run:
             raise InputError("the experiment has no parameter 'model': use run.load(name)")
         name = self.arguments["model"]
         with self._seeded("model"):
-            model, digest = loaded(name)
+            model, digest = loaded(name, self.progress)
         self._keep_hash(name, digest)
         return model
 
@@ -146,6 +150,7 @@ class Run:
             from llama_probe.runner.ray_engine import RayEngine
 
             options.setdefault("engine", RayEngine())
+        options.setdefault("progress", self.progress)
         model = self.model if model is None else model
         with self._step("store", name):
             return capture(model, prompts, store=self.folder / "stores" / name, **options)
@@ -249,12 +254,12 @@ class Run:
 
 
 @lru_cache(maxsize=1)
-def loaded(name: str) -> "tuple[Llama, str]":
+def loaded(name: str, progress: bool = True) -> "tuple[Llama, str]":
     """A model and its hash, kept until another is asked for: cells of a grid share it."""
     from llama_probe.checkpoints.fingerprint import model_hash
     from llama_probe.checkpoints.load import load
 
-    model = load(name)
+    model = load(name, progress=progress)
     return model, model_hash(model)
 
 

@@ -48,7 +48,7 @@ class RefusalDashboard(Explorer):
         restricted: Requests that it should decline: what `lp.capture` takes; None: those of the
             study's reporting part.
         harmless: Requests that it should answer, likewise.
-        redact: Show no more than the first 40 characters of an answer.
+        redact: Show how an answer begins, and no more.
         n_random: Random directions beside the dose-response.
         seed: Of those.
         selection: To be shared with other explorers; None: one of its own.

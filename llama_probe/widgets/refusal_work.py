@@ -8,7 +8,7 @@ import pandas as pd
 
 from llama_probe.model.llama import Llama
 from llama_probe.plots.frames import rows
-from llama_probe.refusal.asking import Asked, answers
+from llama_probe.refusal.asking import Asked, answers, redacted
 from llama_probe.refusal.dose import dose_response
 from llama_probe.refusal.effects import with_plain
 from llama_probe.refusal.study import RefusalStudy
@@ -17,7 +17,6 @@ Progress = Callable[[int, int], None]  # what is done, and the whole
 
 _MOST_DOSED = 32  # requests of each set
 _MOST_TOKENS = 48  # of an answer
-_SHOWN = 40  # characters of an answer that is redacted
 _TABLE = (
     '<table class="lp-answers" style="border-collapse: collapse">'
     '<caption style="text-align: left">{caption}</caption>{rows}</table>'
@@ -81,13 +80,3 @@ def table(request: str, said: Mapping[str, str] | None, redact: bool) -> str:
         for edit, text in said.items()
     ]
     return _TABLE.format(caption=f"Answers to request {name}", rows="".join(body))
-
-
-def redacted(text: str) -> str:
-    """The first 40 characters, and how many more there are.
-
-    >>> redacted("x" * 40) == "x" * 40, redacted("x" * 50)[40:]
-    (True, '… (redacted: 10 characters)')
-    """
-    hidden = len(text) - _SHOWN
-    return text if hidden <= 0 else f"{text[:_SHOWN]}… (redacted: {hidden} characters)"
