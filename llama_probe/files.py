@@ -9,6 +9,7 @@ from pathlib import Path
 from llama_probe.errors import OutputError
 
 _PART = ".part"
+_LEFT = (f".*{_PART}", ".tmp??????")  # ours, and what safetensors writes to before it renames
 
 
 @contextmanager
@@ -52,8 +53,9 @@ def write_text(path: Path, text: str) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder and below; hold its lock."""
-    for part in folder.rglob(f".*{_PART}"):
-        part.unlink(missing_ok=True)
+    for pattern in _LEFT:
+        for part in folder.rglob(pattern):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def test_sweep_removes_only_what_is_half_written(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / ".a.txt.77.part").touch()
     (tmp_path / ".a.txt.77.part").touch()
+    (tmp_path / "deep" / ".tmpSDYJ10").touch()  # a shard that safetensors was writing
     (tmp_path / "music.part").touch()
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "music.part"]

@@ -138,6 +138,8 @@ def subprocess_at_work(tmp_path: Path, steps: int) -> subprocess.Popen[str]:
         [sys.executable, "-m", "llama_probe.cli", *arguments, "--out", str(tmp_path / "runs")],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in its background deaf to Ctrl-C, and so are all of its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: bool(list(tmp_path.glob("runs/*/tables/draws 1.parquet"))))
     return process
