@@ -151,10 +151,6 @@ class Notebook:
             arg=self.view(name).locator(".js-plotly-plot").element_handle(),
         )
 
-    def caption(self, name: str) -> str:
-        """What a view says it shows."""
-        return self.view(name).locator(".lp-caption").inner_text()
-
     def wait_caption(self, name: str, text: str) -> None:
         """Wait until a view says so."""
         self.page.wait_for_function(

@@ -71,13 +71,13 @@ def test_the_tour_runs_and_answers_clicks(opened):
     tour.run_all()
     for name in ("attention-map", "rope-contributions", "logitlens-grid", "patching-attention"):
         tour.drawn(name)
-    tour.page.wait_for_function(ALL_DRAWN)
-    assert tour.page.locator(".jp-Notebook .js-plotly-plot").count() >= 15
+    plots = "document.querySelectorAll('.jp-Notebook .js-plotly-plot').length"
+    tour.page.wait_for_function(f"n => {plots} >= n && ({ALL_DRAWN})()", arg=15)
     tour.click("attention-grid", 1, 2)
     tour.wait_caption("attention-map", "Where head 1 of layer 2 looks")
     tour.click("patching-map", 10, 0)
     tour.wait_caption("patching-cell", "Each head of layer 0 at 10")
-    assert "Each site of layer 0 at 10" in tour.caption("patching-sites")
+    tour.wait_caption("patching-sites", "Each site of layer 0 at 10")
 
 
 def test_keys_and_the_dark_theme(opened):

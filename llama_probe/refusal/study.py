@@ -35,11 +35,12 @@ class RefusalStudy:
             `nearest` that one.
         effects: What the direction does, and what random ones do, on the reporting part: the
             columns of `effects`, and `direction` ("refusal", "random", "matched random") with
-            `draw`, the number of a random one and -1 for the refusal direction. Random ones are
-            ablated on restricted and added on harmless requests.
+            `draw`, the number of a random one and -1 for the refusal direction. Random ones have as
+            much of the stream's mean as that has (`random_directions`); they are ablated on
+            restricted and added on harmless requests.
         answers: The answers behind `effects`, of the direction and of the plain model.
-        random_kl: What ablating each random direction costs on harmless requests of the selecting
-            part.
+        random_kl: What ablating each of some isotropic directions costs on harmless requests of
+            the selecting part; they have nothing of the stream's mean.
         means: The mean activations of the fitting part, for every position and layer.
         asked: The requests of each part, by set: `study.asked["report"]["restricted"]`.
         record: Arguments, counts and shares, as JSON values.
