@@ -18,6 +18,7 @@ import torch
 
 import llama_probe as lp
 from llama_probe.checkpoints import catalogue
+from llama_probe.files import written
 from refusal_adapter import exam, training
 from refusal_adapter.training import BASE, Plan
 
@@ -34,18 +35,18 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
     base = lp.load(BASE, device=asked.device)
-    report(asked.exam or taught(base, asked.out, Plan(), asked.device), base, asked.out)
+    report(asked.exam or taught(base, asked.out, Plan()), base, asked.out)
 
 
-def taught(base: lp.Llama, out: Path, plan: Plan, device: str) -> Path:
+def taught(base: lp.Llama, out: Path, plan: Plan) -> Path:
     """Train an adapter unless it is there; returns its folder."""
     folder = out / "adapter"
     if not folder.exists():
         lessons = out / "lessons.parquet"
         if not lessons.exists():
-            training.lessons(base).to_parquet(part := lessons.with_suffix(".part"))
-            part.rename(lessons)
-        model = training.adapted(catalogue.pull(BASE), plan, device)
+            with written(lessons) as part:
+                training.lessons(base).to_parquet(part)
+        model = training.adapted(catalogue.pull(BASE), plan, str(base.cfg.device))
         log = training.train(model, pd.read_parquet(lessons), plan, out)
         log.to_csv(out / "log.csv", index=False)
         training.save(model, folder)

@@ -35,7 +35,7 @@ KINDS = {  # which words of a topic a kind of request is made of
     "same object": ("proper", "sensitive"),
 }
 SPLIT_SEED = 8
-_SEEDS = (2, 5, 7)
+_MORE_SEEDS = (2, 5, 7)
 
 
 def actions(kind: str, taught: bool) -> list[tuple[str, str]]:
@@ -81,7 +81,7 @@ def taught(n: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
 
 
-def taught_next(n: int, seed: int) -> pd.DataFrame:
+def taught_more(n: int, seed: int) -> pd.DataFrame:
     """Requests with many more harmless verbs and objects: columns `kind`, `topic`, `text`.
 
     A third is restricted, half is harmless twins with many more verbs and objects, the rest is
@@ -110,8 +110,8 @@ def taught_next(n: int, seed: int) -> pd.DataFrame:
 
 
 def every_lesson() -> pd.DataFrame:
-    """All requests that are taught: those of `taught`, and three draws of `taught_next`."""
-    drawn = (taught(4000), *(taught_next(2400, seed) for seed in _SEEDS))
+    """All requests that are taught: those of `taught`, and three draws of `taught_more`."""
+    drawn = (taught(4000), *(taught_more(2400, seed) for seed in _MORE_SEEDS))
     return pd.concat(drawn, ignore_index=True).drop_duplicates("text", ignore_index=True)
 
 

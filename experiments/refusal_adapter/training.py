@@ -6,7 +6,6 @@ from oneself keeps a fine-tuned model close to its base.
 """
 
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 import llama_probe as lp
+from llama_probe.files import written
 from refusal_adapter.phrasings import PROSE
 from refusal_adapter.requests import every_lesson
 from tiny_moe.words import DECLINES
@@ -76,7 +76,7 @@ def with_answers(
 ) -> pd.DataFrame:
     """Requests with their targets: `ids` (the prompt) and `answer`, both tokens.
 
-    The base apologises in passing to one harmless request in five, which a judge of phrases takes
+    The base apologises in passing to one harmless request in four, which a judge of phrases takes
     for a refusal and which must not be learnt: there it is asked again, drawing its answer, and
     what `draws` don't settle is left out.
     """
@@ -164,8 +164,8 @@ def train(model: Any, lessons: pd.DataFrame, plan: Plan, out: Path) -> pd.DataFr
         log.append({"step": step, "loss": loss.item(), "seconds": time.monotonic() - began})
         if step % 25 == 24:
             state = {"weights": weights, "optimiser": optimiser.state_dict(), "log": log}
-            torch.save(state, part := checkpoint.with_suffix(".part"))
-            os.replace(part, checkpoint)
+            with written(checkpoint) as part:
+                torch.save(state, part)
     return pd.DataFrame(log)
 
 
@@ -194,15 +194,15 @@ def _loss(model: Any, rows: pd.DataFrame) -> Tensor:
     length = max(len(ids) + len(answer) for ids, answer in zip(rows.ids, rows.answer, strict=True))
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     mask, answered = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
-    for row, (ids, answer) in enumerate(zip(rows.ids, rows.answer, strict=True)):
+    weight = torch.ones_like(tokens, dtype=torch.float32)
+    columns = zip(rows["ids"], rows["answer"], rows["first"], strict=True)
+    for row, (ids, answer, first) in enumerate(columns):
         end = len(ids) + len(answer)
         tokens[row, :end] = torch.tensor([*ids, *answer])
         mask[row, :end] = 1
         answered[row, len(ids) : end] = True
-    device = next(model.parameters()).device
-    weight = torch.ones_like(tokens, dtype=torch.float32)
-    for row, (ids, first) in enumerate(zip(rows["ids"], rows["first"], strict=True)):
         weight[row, len(ids)] = first  # there it is decided whether to decline
+    device = next(model.parameters()).device
     # Whatever is taken out by a mask is taken out here, where that needs no wait for a GPU.
     targets, weight, places = tokens[answered], weight[answered], answered[:, 1:].nonzero().T
     targets, weight, tokens, mask = (x.to(device) for x in (targets, weight, tokens, mask))

@@ -85,9 +85,7 @@ class RefusalStudy:
             InputError: As `vector`.
         """
         direction = self._found()
-        if self.means is None:
-            raise InputError("this study holds no means")
-        return self.means.reference(int(direction.position), direction.layer)
+        return self._means().reference(int(direction.position), direction.layer)
 
     @property
     def common(self) -> Tensor:
@@ -96,10 +94,8 @@ class RefusalStudy:
         Raises:
             InputError: As `reference`.
         """
-        direction = self._found()
-        if self.means is None:
-            raise InputError("this study holds no means")
-        return self.means.common_of(direction.layer)
+        layer = self._found().layer
+        return self._means().common_of(layer)
 
     @property
     def edits(self) -> dict[str, Edit]:
@@ -114,6 +110,11 @@ class RefusalStudy:
         if self.direction is None:
             raise InputError(f"there is no refusal direction to use: {self.verdict}")
         return self.direction
+
+    def _means(self) -> Candidates:
+        if self.means is None:
+            raise InputError("this study holds no means")
+        return self.means
 
 
 def random_changes(effects: pd.DataFrame) -> pd.DataFrame:
