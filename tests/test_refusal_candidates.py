@@ -210,6 +210,12 @@ def test_draws_have_no_more_of_the_mean_than_the_direction() -> None:
         assert held.std(dim=0)[1:].min() > 1  # they differ in all else
 
 
+def test_a_mean_of_nothing_holds_nothing() -> None:
+    like = torch.tensor([3.0, 4.0])
+    held = random_directions(like, 3, common=torch.zeros(2))
+    assert torch.allclose(held, random_directions(like, 3))
+
+
 def test_the_common_mean_is_that_of_all_tokens(model, sets, found) -> None:
     name = "blocks.2.hook_resid_pre"
     caches = [model.run_with_cache(torch.tensor([one.ids]))[1] for one in sets[1].encoded]

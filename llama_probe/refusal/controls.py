@@ -9,6 +9,7 @@ one that they are held against, no more.
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from llama_probe.errors import InputError
 from llama_probe.interventions import vector_of
@@ -88,7 +89,7 @@ def _alike(
     vector = vector_of(like)
     if common is None:
         return drawn / drawn.norm(dim=1, keepdim=True) * vector.norm()
-    unit = vector_of(common) / vector_of(common).norm()
+    unit = normalize(vector_of(common), dim=0)
     along = (vector @ unit) * unit
     across = drawn - (drawn @ unit)[:, None] * unit
     return along + across / across.norm(dim=1, keepdim=True) * (vector - along).norm()

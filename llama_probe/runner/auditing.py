@@ -93,6 +93,8 @@ def refusal_audit(
     def body(run: Run) -> None:
         from llama_probe.refusal import Audit
 
+        # Loaded before anything is measured: a name that is misspelt should not cost an audit.
+        other = run.load(against, progress=run.progress) if against else None
         asked = pd.read_csv(requests) if requests else _requests(model)
         limits = {} if model == _TINY else _LARGE
         texts = _prose(model)
@@ -107,8 +109,8 @@ def refusal_audit(
         if made.study.direction is not None:
             _mechanism(run, made, show_answers)
         _separability(run, made)
-        if against:
-            _against(run, made, against)
+        if other is not None:
+            _against(run, made, replace(made, model=other), against)
 
     name = f"How {model} refuses" + (f", against {against}" if against else "")
     return Experiment(name, body, seed=seed, inputs=[requests] if requests else [])
@@ -208,12 +210,10 @@ def _separability(run: Run, made: "Audit") -> None:
         )
 
 
-def _against(run: Run, made: "Audit", name: str) -> None:
+def _against(run: Run, made: "Audit", then: "Audit", name: str) -> None:
     from llama_probe import refusal
 
     run.heading(f"What changed since {name}?")
-    other = run.load(name, progress=False)
-    then = replace(made, model=other)
     run.table("declining then", then.declining, caption=f"Declined by kind of request, {name}.")
     if made.study.direction is not None and then.study.direction is not None:
         gap = run.table(
@@ -228,18 +228,18 @@ def _against(run: Run, made: "Audit", name: str) -> None:
     turned = run.table(
         "direction change",
         lambda: refusal.direction_change(
-            made.acts, made.read(other), "restricted", groups="pair", at="last of the template"
+            made.acts, made.read(then.model), "restricted", groups="pair", at="last of the template"
         ),
     )
     run.figure(plots.refusal_changes(turned), "Cosine of the two models' differences in means.")
-    mark = refusal.mark_of_editing(made.model, other, seed=made.seed)
+    mark = refusal.mark_of_editing(made.model, then.model, seed=made.seed)
     run.note(
         f"The mark of directional editing, {made.model.cfg.model_name} since {name}: {mark.verdict}"
     )
     if mark.direction is not None:  # some weight that writes into the stream was changed
         direction: Any = made.study.direction or mark.direction
         changes = run.table(
-            "weight changes", lambda: refusal.weight_changes(made.model, other, direction)
+            "weight changes", lambda: refusal.weight_changes(made.model, then.model, direction)
         )
         run.figure(
             plots.refusal_changes(changes), "The change of each weight, and its share along it."
